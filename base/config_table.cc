@@ -1,0 +1,432 @@
+#include "base/config_table.h"
+
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <set>
+#include <sstream>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/units.h"
+
+namespace kavern {
+namespace {
+
+constexpr std::size_t kYamlBytesMax = kMiB;
+constexpr int kDepthMax = 8;
+constexpr std::size_t kListItemsMax = 10000;
+constexpr std::size_t kQuotedBytesMax = 80;
+
+// Collects mistakes with their places: an operator mends them all in one go.
+class Mistakes {
+ public:
+  explicit Mistakes(std::string_view file_name) : file_name_(file_name) {}
+
+  void Add(const YAML::Mark& mark, const std::string& path, const std::string& what) {
+    const std::string place =
+        mark.is_null() ? file_name_
+                       : absl::StrCat(file_name_, ":", mark.line + 1, ":", mark.column + 1);
+    lines_.push_back(absl::StrCat(place, ": ", path, path.empty() ? "" : ": ", what));
+  }
+
+  absl::Status ToStatus() const {
+    return lines_.empty() ? absl::OkStatus()
+                          : absl::InvalidArgumentError(absl::StrJoin(lines_, "\n"));
+  }
+
+ private:
+  std::string file_name_;
+  std::vector<std::string> lines_;
+};
+
+std::string Quoted(const std::string& text) {
+  return text.size() <= kQuotedBytesMax
+             ? absl::StrCat("\"", text, "\"")
+             : absl::StrCat("\"", text.substr(0, kQuotedBytesMax), "...\"");
+}
+
+std::string Got(const YAML::Node& node, const std::string& expected) {
+  const std::string got = node.IsScalar()     ? Quoted(node.Scalar())
+                          : node.IsSequence() ? "a list"
+                          : node.IsMap()      ? "a mapping"
+                                              : "nothing";
+  return absl::StrCat("got ", got, ", expected ", expected);
+}
+
+template <typename T>
+std::string Between(const std::string& kind, const T& low, const T& high) {
+  return absl::StrCat(kind, ", ", low, " to ", high);
+}
+
+absl::Status Bad(const YAML::Node& node, const std::string& expected) {
+  return absl::InvalidArgumentError(Got(node, expected));
+}
+
+absl::Status SetCount(const YAML::Node& node, std::uint64_t min, std::uint64_t max,
+                      std::uint64_t* target) {
+  std::uint64_t value = 0;
+  if (!node.IsScalar() || !absl::SimpleAtoi(node.Scalar(), &value) || value < min || value > max) {
+    return Bad(node, Between("a whole number", min, max));
+  }
+  *target = value;
+  return absl::OkStatus();
+}
+
+// Sets one variable from a node; the message says what was got and what was expected.
+struct Setter {
+  const YAML::Node& node;
+
+  absl::Status operator()(const ConfigEntry::Bytes& entry) const {
+    const auto value =
+        node.IsScalar() ? ParseBytes(node.Scalar()) : absl::InvalidArgumentError("not a scalar");
+    if (!value.ok() || *value < entry.min || *value > entry.max) {
+      return Bad(node,
+                 Between("a size such as 64GiB", FormatBytes(entry.min), FormatBytes(entry.max)));
+    }
+    *entry.target = *value;
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::Duration& entry) const {
+    const auto value =
+        node.IsScalar() ? ParseDuration(node.Scalar()) : absl::InvalidArgumentError("not a scalar");
+    if (!value.ok() || *value < entry.min || *value > entry.max) {
+      return Bad(node, Between("a duration such as 250ms or 10s", FormatDuration(entry.min),
+                               FormatDuration(entry.max)));
+    }
+    *entry.target = *value;
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::Count& entry) const {
+    return SetCount(node, entry.min, entry.max, entry.target);
+  }
+
+  absl::Status operator()(const ConfigEntry::Flag& entry) const {
+    if (!node.IsScalar() || (node.Scalar() != "true" && node.Scalar() != "false")) {
+      return Bad(node, "true or false");
+    }
+    *entry.target = node.Scalar() == "true";
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::Text& entry) const {
+    if (!node.IsScalar()) return Bad(node, "text");
+    if (entry.check) {
+      if (absl::Status status = entry.check(node.Scalar()); !status.ok()) {
+        return Bad(node, std::string(status.message()));
+      }
+    }
+    *entry.target = node.Scalar();
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::Choice& entry) const {
+    if (!node.IsScalar() || std::find(entry.choices.begin(), entry.choices.end(), node.Scalar()) ==
+                                entry.choices.end()) {
+      return Bad(node, absl::StrCat("one of ", absl::StrJoin(entry.choices, ", ")));
+    }
+    *entry.target = node.Scalar();
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::Mode& entry) const {
+    const std::string text = node.IsScalar() ? node.Scalar() : "";
+    const bool octal = (text.size() == 3 || text.size() == 4) &&
+                       text.find_first_not_of("01234567") == std::string::npos &&
+                       (text.size() == 3 || text[0] == '0');
+    if (!octal) return Bad(node, "an octal file mode in quotes, such as \"0660\"");
+    *entry.target = static_cast<std::uint32_t>(std::stoul(text, nullptr, 8));
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::CountList& entry) const {
+    if (!node.IsSequence()) return Bad(node, "a list of whole numbers");
+    std::vector<std::uint64_t> values;
+    for (const YAML::Node& item : node) {
+      if (absl::Status status = SetCount(item, entry.min, entry.max, &values.emplace_back());
+          !status.ok()) {
+        return status;
+      }
+    }
+    *entry.target = std::move(values);
+    return absl::OkStatus();
+  }
+
+  absl::Status operator()(const ConfigEntry::List& /*entry*/) const {
+    return absl::InternalError("a list of mappings is read by Reader");
+  }
+};
+
+// Reads a YAML tree by a table of entries.
+class Reader {
+ public:
+  explicit Reader(Mistakes& mistakes) : mistakes_(mistakes) {}
+
+  void ReadMap(const YAML::Node& node, const std::string& prefix,
+               const std::vector<ConfigEntry>& entries) {
+    if (!node.IsMap()) {
+      mistakes_.Add(node.Mark(), prefix, Got(node, "a mapping"));
+      return;
+    }
+    std::set<std::string> seen;
+    for (const auto& pair : node) {
+      const YAML::Node& key = pair.first;
+      const std::string name = key.IsScalar() ? key.Scalar() : "";
+      const std::string path = prefix.empty() ? name : absl::StrCat(prefix, ".", name);
+      if (!key.IsScalar()) {
+        mistakes_.Add(key.Mark(), prefix, "expected a key, got a list or a mapping");
+      } else if (!seen.insert(name).second) {
+        mistakes_.Add(key.Mark(), path, "is given twice");
+      } else {
+        ReadEntry(key, pair.second, path, entries);
+      }
+    }
+  }
+
+ private:
+  void ReadEntry(const YAML::Node& key, const YAML::Node& value, const std::string& path,
+                 const std::vector<ConfigEntry>& entries) {
+    for (const ConfigEntry& entry : entries) {
+      if (entry.path == path) {
+        ReadValue(value, entry, path);
+        return;
+      }
+    }
+    const std::string section = path + ".";
+    const bool is_section = std::any_of(entries.begin(), entries.end(), [&](const auto& entry) {
+      return entry.path.compare(0, section.size(), section) == 0;
+    });
+    if (is_section) {
+      // "ram:" with nothing below it changes nothing.
+      if (!value.IsNull()) ReadMap(value, path, entries);
+      return;
+    }
+    std::vector<std::string> known;
+    for (const ConfigEntry& entry : entries) {
+      known.push_back(entry.path);
+      for (std::size_t dot = entry.path.find('.'); dot != std::string::npos;
+           dot = entry.path.find('.', dot + 1)) {
+        known.push_back(entry.path.substr(0, dot));
+      }
+    }
+    const std::string nearest = NearestWord(path, known);
+    mistakes_.Add(
+        key.Mark(), path.substr(0, kQuotedBytesMax),
+        nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
+  }
+
+  void ReadValue(const YAML::Node& value, const ConfigEntry& entry, const std::string& path) {
+    if (const auto* list = std::get_if<ConfigEntry::List>(&entry.value)) {
+      ReadList(value, *list, path);
+    } else if (absl::Status status = std::visit(Setter{value}, entry.value); !status.ok()) {
+      mistakes_.Add(value.Mark(), path, std::string(status.message()));
+    }
+  }
+
+  void ReadList(const YAML::Node& value, const ConfigEntry::List& list, const std::string& path) {
+    if (!value.IsSequence() || value.size() > kListItemsMax) {
+      mistakes_.Add(value.Mark(), path,
+                    Got(value, absl::StrCat("a list of at most ", kListItemsMax, " mappings")));
+      return;
+    }
+    list.clear();
+    std::size_t index = 0;
+    for (const YAML::Node& item : value) {
+      const std::string item_path = absl::StrCat(path, "[", index++, "]");
+      std::vector<ConfigEntry> entries = list.append();
+      for (ConfigEntry& entry : entries) entry.path = absl::StrCat(item_path, ".", entry.path);
+      ReadMap(item, item_path, entries);
+    }
+  }
+
+  Mistakes& mistakes_;
+};
+
+// What the event parser sees before a tree is built: aliases, which let a few lines stand for
+// billions of nodes, and nesting deeper than any configuration. Empty when there is neither.
+class HostileYamlFinder final : public YAML::EventHandler {
+ public:
+  void OnDocumentStart(const YAML::Mark& /*mark*/) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark& /*mark*/, YAML::anchor_t /*anchor*/) override {}
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t /*anchor*/) override {
+    throw YAML::ParserException(mark, "aliases are not allowed in a configuration");
+  }
+  void OnScalar(const YAML::Mark& /*mark*/, const std::string& /*tag*/, YAML::anchor_t /*anchor*/,
+                const std::string& /*value*/) override {}
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& /*tag*/,
+                       YAML::anchor_t /*anchor*/, YAML::EmitterStyle::value /*style*/) override {
+    Enter(mark);
+  }
+  void OnSequenceEnd() override { --depth_; }
+  void OnMapStart(const YAML::Mark& mark, const std::string& /*tag*/, YAML::anchor_t /*anchor*/,
+                  YAML::EmitterStyle::value /*style*/) override {
+    Enter(mark);
+  }
+  void OnMapEnd() override { --depth_; }
+
+ private:
+  void Enter(const YAML::Mark& mark) {
+    if (++depth_ > kDepthMax) throw YAML::ParserException(mark, "nested too deeply");
+  }
+
+  int depth_ = 0;
+};
+
+// Throws YAML::ParserException at the first thing that no configuration needs.
+void RefuseHostileYaml(const std::string& text) {
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  HostileYamlFinder finder;
+  while (parser.HandleNextDocument(finder)) {
+  }
+}
+
+std::string YamlText(const std::string& text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted.push_back('\\');
+    if (static_cast<unsigned char>(c) < 0x20) {
+      absl::StrAppendFormat(&quoted, "\\x%02x", static_cast<unsigned char>(c));
+    } else {
+      quoted.push_back(c);
+    }
+  }
+  return quoted + "\"";
+}
+
+struct Printer {
+  std::string operator()(const ConfigEntry::Bytes& entry) const {
+    const std::string text = FormatBytes(*entry.target);
+    const auto back = ParseBytes(text);
+    return back.ok() && *back == *entry.target ? text : absl::StrCat(*entry.target);
+  }
+  std::string operator()(const ConfigEntry::Duration& entry) const {
+    return FormatDuration(*entry.target);
+  }
+  std::string operator()(const ConfigEntry::Count& entry) const {
+    return absl::StrCat(*entry.target);
+  }
+  std::string operator()(const ConfigEntry::Flag& entry) const {
+    return *entry.target ? "true" : "false";
+  }
+  std::string operator()(const ConfigEntry::Text& entry) const { return YamlText(*entry.target); }
+  std::string operator()(const ConfigEntry::Choice& entry) const {
+    // A word that YAML would read as a truth value stays text.
+    return *entry.target == "off" || *entry.target == "on" ? YamlText(*entry.target)
+                                                           : *entry.target;
+  }
+  std::string operator()(const ConfigEntry::Mode& entry) const {
+    return absl::StrFormat("\"%04o\"", *entry.target);
+  }
+  std::string operator()(const ConfigEntry::CountList& entry) const {
+    return absl::StrCat("[", absl::StrJoin(*entry.target, ", "), "]");
+  }
+  std::string operator()(const ConfigEntry::List& entry) const {
+    std::string text;
+    for (std::size_t i = 0; i < entry.size(); ++i) {
+      const char* lead = "\n  - ";
+      for (const ConfigEntry& field : entry.at(i)) {
+        absl::StrAppend(&text, lead, field.path, ": ", std::visit(Printer{}, field.value));
+        lead = "\n    ";
+      }
+    }
+    return text.empty() ? "[]" : text;
+  }
+};
+
+void PrintComment(const std::string& doc, const std::string& indent, std::string* out) {
+  constexpr std::size_t kWidth = 96;
+  std::string line = indent + "#";
+  std::size_t at = 0;
+  while (at < doc.size()) {
+    std::size_t end = doc.find(' ', at);
+    if (end == std::string::npos) end = doc.size();
+    const std::string word = doc.substr(at, end - at);
+    if (line.size() + 1 + word.size() > kWidth) {
+      absl::StrAppend(out, line, "\n");
+      line = indent + "#";
+    }
+    absl::StrAppend(&line, " ", word);
+    at = end + 1;
+  }
+  absl::StrAppend(out, line, "\n");
+}
+
+}  // namespace
+
+absl::Status ConfigTable::Parse(std::string_view yaml, std::string_view file_name) const {
+  Mistakes mistakes(file_name);
+  if (yaml.size() > kYamlBytesMax) {
+    mistakes.Add(YAML::Mark::null_mark(), "",
+                 absl::StrCat("expected at most ", FormatBytes(kYamlBytesMax)));
+    return mistakes.ToStatus();
+  }
+  try {
+    const std::string text(yaml);
+    RefuseHostileYaml(text);
+    const YAML::Node root = YAML::Load(text);
+    if (!root.IsNull()) Reader(mistakes).ReadMap(root, "", entries_);
+  } catch (const YAML::Exception& error) {
+    mistakes.Add(error.mark, "", absl::StrCat("not valid YAML: ", error.msg));
+  }
+  return mistakes.ToStatus();
+}
+
+std::string ConfigTable::Print() const {
+  std::string out;
+  std::vector<std::string> section;
+  for (const ConfigEntry& entry : entries_) {
+    std::vector<std::string> path = absl::StrSplit(entry.path, '.');
+    const std::string name = path.back();
+    path.pop_back();
+    std::size_t shared = 0;
+    while (shared < path.size() && shared < section.size() && path[shared] == section[shared]) {
+      ++shared;
+    }
+    if (!out.empty() && (shared < path.size() || path.size() < section.size())) out += "\n";
+    for (std::size_t level = shared; level < path.size(); ++level) {
+      absl::StrAppend(&out, std::string(2 * level, ' '), path[level], ":\n");
+    }
+    section = path;
+    const std::string indent(2 * path.size(), ' ');
+    PrintComment(entry.doc, indent, &out);
+    const std::string value = std::visit(Printer{}, entry.value);
+    absl::StrAppend(&out, indent, name, ":", value.front() == '\n' ? "" : " ", value, "\n");
+  }
+  return out;
+}
+
+std::string NearestWord(std::string_view word, const std::vector<std::string>& known) {
+  constexpr std::size_t kWordBytesMax = 128;
+  if (word.size() > kWordBytesMax) return "";
+  std::string nearest;
+  // More than a third of the letters wrong is another word, not a slip.
+  std::size_t best = std::max<std::size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : known) {
+    std::vector<std::size_t> row(candidate.size() + 1);
+    for (std::size_t j = 0; j <= candidate.size(); ++j) row[j] = j;
+    for (std::size_t i = 1; i <= word.size(); ++i) {
+      std::size_t diagonal = row[0];
+      row[0] = i;
+      for (std::size_t j = 1; j <= candidate.size(); ++j) {
+        const std::size_t substitute = diagonal + (word[i - 1] == candidate[j - 1] ? 0 : 1);
+        diagonal = row[j];
+        row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+      }
+    }
+    if (row.back() < best) {
+      best = row.back();
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
+}  // namespace kavern

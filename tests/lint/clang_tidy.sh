@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# clang-tidy over every file of ours that the build directory compiles: clang_tidy.sh BUILD_DIR JOBS
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+build=$1
+jobs=$2
+mapfile -t files < <(python3 - "$build" <<'PY'
+import json, pathlib, sys
+root = pathlib.Path.cwd()
+for entry in json.loads((pathlib.Path(sys.argv[1]) / "compile_commands.json").read_text()):
+    path = pathlib.Path(entry["file"])
+    if path.is_relative_to(root) and not path.is_relative_to(root / "build"):
+        print(path.relative_to(root))
+PY
+)
+[[ ${#files[@]} -gt 0 ]] || { echo "no files in $build/compile_commands.json"; exit 1; }
+printf '%s\n' "${files[@]}" | sort -u | xargs -P "$jobs" -n 4 clang-tidy -p "$build" --quiet
