@@ -1,0 +1,42 @@
+// Least recently used, leaves first: exact, in O(log candidates) per change.
+#ifndef KAVERN_TIERS_POLICY_LEAF_FIRST_LRU_H_
+#define KAVERN_TIERS_POLICY_LEAF_FIRST_LRU_H_
+
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "tiers/policy/eviction_policy.h"
+
+namespace kavern::tiers {
+
+// "Leaves first" is the caller's doing: only blocks without cached children are candidates. A block
+// that becomes a leaf takes its place by its own last use, not by the moment it became one.
+class LeafFirstLru final : public EvictionPolicy {
+ public:
+  void Touch(BlockId id, UseSequence sequence) override;
+  void Remove(BlockId id) override;
+  void SetCandidate(BlockId id, bool candidate) override;
+  std::optional<Choice> Victim() const override;
+  UseSequence LastUse(BlockId id) const override;
+  std::uint64_t MemoryBytes() const override;
+  std::string_view name() const override { return "lru"; }
+
+ private:
+  struct Candidate {
+    UseSequence last_use;
+    BlockId id;
+    friend auto operator<=>(const Candidate&, const Candidate&) = default;
+  };
+
+  // By block id; the highest bit says that the block is in candidates_.
+  std::vector<UseSequence> last_use_;
+  absl::btree_set<Candidate> candidates_;  // oldest first
+};
+
+}  // namespace kavern::tiers
+
+#endif  // KAVERN_TIERS_POLICY_LEAF_FIRST_LRU_H_

@@ -1,0 +1,87 @@
+#include "tiers/ram/region.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/sealed_memfd.h"
+#include "base/status_macros.h"
+#include "base/units.h"
+
+// Newer than some of the headers that this is built against.
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+namespace kavern::tiers {
+namespace {
+
+constexpr std::uint64_t kHugePageBytes = 2 * kMiB;
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::uint64_t size_bytes,
+                                                       HugePages huge_pages,
+                                                       std::function<void()> on_destroy) {
+  const std::string name = absl::StrCat("kavern-region-", id);
+  KAVERN_ASSIGN_OR_RETURN(
+      UniqueFd fd, CreateMemfd(name.c_str(), size_bytes,
+                               huge_pages == HugePages::kHugetlb ? MemfdPages::kHugetlb
+                                                                 : MemfdPages::kNormal));
+  KAVERN_RETURN_IF_ERROR(SealMemfd(fd.get(), MemfdWriters::kEveryone));
+  KAVERN_ASSIGN_OR_RETURN(Mapping mapping,
+                          Mapping::Map(fd.get(), size_bytes, Mapping::Access::kReadWrite));
+  // KV is conversations: it does not belong into core files.
+  madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);
+  if (huge_pages == HugePages::kAuto) madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE);
+  return std::shared_ptr<Region>(
+      new Region(id, std::move(fd), std::move(mapping), huge_pages, std::move(on_destroy)));
+}
+
+Region::Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pages,
+               std::function<void()> on_destroy)
+    : id_(id),
+      fd_(std::move(fd)),
+      mapping_(std::move(mapping)),
+      huge_pages_(huge_pages),
+      on_destroy_(std::move(on_destroy)) {}
+
+Region::~Region() {
+  // The memory must be gone before anybody is told that it is.
+  mapping_.Reset();
+  fd_.Reset();
+  if (on_destroy_) on_destroy_();
+}
+
+absl::Status Region::Populate(std::uint64_t offset, std::uint64_t length) {
+  std::byte* const begin = mapping_.data() + offset;
+  if (madvise(begin, length, MADV_POPULATE_WRITE) == 0) return absl::OkStatus();
+  if (errno != EINVAL) {
+    return ErrnoStatus(errno, absl::StrCat("populating ", FormatBytes(length), " of a region"));
+  }
+  // Before Linux 5.14: touch every page. Safe while no client has the region.
+  constexpr std::uint64_t kPageBytes = 4096;
+  for (std::uint64_t at = 0; at < length; at += kPageBytes) {
+    *reinterpret_cast<volatile std::byte*>(begin + at) = std::byte{0};
+  }
+  return absl::OkStatus();
+}
+
+std::uint64_t Region::CollapseHugePages() {
+  if (huge_pages_ == HugePages::kHugetlb) return size_bytes();
+  if (huge_pages_ == HugePages::kOff) return 0;
+  std::uint64_t collapsed = 0;
+  for (std::uint64_t at = 0; at + kHugePageBytes <= size_bytes(); at += kHugePageBytes) {
+    // Not a loop over failures: where the kernel refuses once, it lacks huge pages or the call.
+    if (madvise(mapping_.data() + at, kHugePageBytes, MADV_COLLAPSE) != 0) break;
+    collapsed += kHugePageBytes;
+  }
+  return collapsed;
+}
+
+}  // namespace kavern::tiers
