@@ -1,0 +1,239 @@
+#include "service/config.h"
+
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status_macros.h"
+#include "proto/kavern/v1/shm_layout.h"
+#include "tiers/policy/eviction_policy.h"
+
+namespace kavern::service {
+namespace {
+
+using std::chrono::hours;
+using std::chrono::milliseconds;
+
+constexpr std::uint64_t kConfigFileBytesMax = kMiB;
+// sun_path holds 108 bytes with its NUL; the attach socket's suffix must fit too.
+constexpr std::size_t kSocketPathBytesMax = 107 - (sizeof(shm::kAttachSuffix) - 1);
+
+absl::Status CheckSocketPath(const std::string& path) {
+  if (path.empty() || path.front() != '/' || path.size() > kSocketPathBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("an absolute path of at most ", kSocketPathBytesMax, " bytes"));
+  }
+  return absl::OkStatus();
+}
+
+// "" or host:port with a loopback host and a port from 0 (any free one) to 65535.
+absl::Status CheckLoopbackAddress(const std::string& address) {
+  if (address.empty()) return absl::OkStatus();
+  constexpr char kExpected[] = "\"\" or a loopback address such as 127.0.0.1:7420 or [::1]:7420";
+  const std::size_t colon = address.rfind(':');
+  if (colon == std::string::npos) return absl::InvalidArgumentError(kExpected);
+  const std::string host = address.substr(0, colon);
+  const std::string port = address.substr(colon + 1);
+  std::uint32_t number = 0;
+  if ((host != "127.0.0.1" && host != "[::1]" && host != "localhost") ||
+      !absl::SimpleAtoi(port, &number) || number > 65535) {
+    return absl::InvalidArgumentError(kExpected);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<ConfigEntry> TenantEntries(TenantRule& rule) {
+  return {
+      {"name", ConfigEntry::Text{&rule.name, nullptr},
+       "Tenant name: 1 to 63 letters, digits, dots, dashes, underscores."},
+      {"uids", ConfigEntry::CountList{&rule.uids, 0, 0xfffffffe},
+       "User ids whose processes act for this tenant."},
+      {"gids", ConfigEntry::CountList{&rule.gids, 0, 0xfffffffe},
+       "Primary group ids whose processes act for this tenant."},
+  };
+}
+
+std::vector<ConfigEntry> ListenEntries(DaemonConfig::Listen& listen) {
+  return {
+      {"listen.socket", ConfigEntry::Text{&listen.socket, CheckSocketPath},
+       "Unix socket of the gRPC control plane. The attach socket lies beside it, with the suffix "
+       ".attach."},
+      {"listen.socket_mode", ConfigEntry::Mode{&listen.socket_mode},
+       "Mode of both sockets. Whoever may connect is still identified by its credentials "
+       "(tenants)."},
+      {"listen.socket_group", ConfigEntry::Text{&listen.socket_group, nullptr},
+       "Group that owns both sockets; empty keeps the daemon's own."},
+      {"listen.tcp.address", ConfigEntry::Text{&listen.tcp_address, CheckLoopbackAddress},
+       "Loopback address for workers that cannot map this node's memory (their bytes travel over "
+       "gRPC). Empty: no TCP."},
+      {"listen.tcp.tenant", ConfigEntry::Text{&listen.tcp_tenant, nullptr},
+       "The one tenant that every TCP caller acts for."},
+      {"listen.tcp.insecure", ConfigEntry::Flag{&listen.tcp_insecure},
+       "Must be true for TCP without TLS: every process of this machine can then act for the TCP "
+       "tenant."},
+  };
+}
+
+std::vector<ConfigEntry> RamEntries(DaemonConfig::Ram& ram) {
+  return {
+      {"ram.capacity", ConfigEntry::Bytes{&ram.capacity_bytes, kMiB, 64 * kTiB},
+       "Hard cap of the RAM tier: blocks in use, free slots and regions that a client still maps. "
+       "A "
+       "multiple of ram.region. Refused when it cannot fit the machine or the memory cgroup."},
+      {"ram.region", ConfigEntry::Bytes{&ram.region_bytes, 64 * kKiB, 16 * kGiB},
+       "Size of one region, the unit in which memory moves between namespaces; a multiple of 4 "
+       "KiB, of 2 MiB for huge pages. A block's part must fit into one."},
+      {"ram.reserve", ConfigEntry::Bytes{&ram.reserve_bytes, 0, 64 * kTiB},
+       "Memory that stays free on the machine and in the cgroup: population waits rather than take "
+       "it."},
+      {"ram.huge_pages", ConfigEntry::Choice{&ram.huge_pages, {"auto", "off", "hugetlb"}},
+       "auto: transparent huge pages where the kernel gives them. hugetlb: from the reserved pool "
+       "(vm.nr_hugepages)."},
+      {"ram.prepopulate", ConfigEntry::Flag{&ram.prepopulate},
+       "Populate the whole tier in the background after start; false: region by region, on "
+       "demand."},
+  };
+}
+
+std::vector<ConfigEntry> LimitEntries(DaemonConfig::Limits& limits) {
+  using Count = ConfigEntry::Count;
+  return {
+      {"limits.sessions_max", Count{&limits.sessions_max, 1, 1000000},
+       "Attached clients, those in quarantine included."},
+      {"limits.namespaces_max", Count{&limits.namespaces_max, 1, 1000000},
+       "Namespaces known at a time; idle ones make room."},
+      {"limits.namespaces_per_session_max", Count{&limits.namespaces_per_session_max, 1, 1000000},
+       "Namespaces that one session may have open."},
+      {"limits.keys_per_request_max", Count{&limits.keys_per_request_max, 1, 65536},
+       "Block keys in one request."},
+      {"limits.message_bytes_max", ConfigEntry::Bytes{&limits.message_bytes_max, 2 * kMiB, kGiB},
+       "Largest gRPC message that is read; a larger one is refused before it is in memory."},
+      {"limits.leases_per_session_max", Count{&limits.leases_per_session_max, 1, 1000000},
+       "Leases that one session may hold."},
+      {"limits.lease_bytes_per_session_max",
+       ConfigEntry::Bytes{&limits.lease_bytes_per_session_max, 0, 64 * kTiB},
+       "Memory that one session may hold under lease, quarantine included. 0: half of "
+       "ram.capacity."},
+      {"limits.inflight_bytes_max", ConfigEntry::Bytes{&limits.inflight_bytes_max, 4 * kMiB, kTiB},
+       "Payload bytes of PutBlocks and GetBlocks in the daemon at a time, all sessions."},
+      {"limits.incomplete_blocks_max", Count{&limits.incomplete_blocks_max, 1, 100000000},
+       "Blocks of one namespace of which some but not all parts are stored."},
+      {"limits.incomplete_age_max",
+       ConfigEntry::Duration{&limits.incomplete_age_max, milliseconds(100), hours(24)},
+       "How long such a block waits for its other parts before it is dropped."},
+      {"limits.handshakes_max", Count{&limits.handshakes_max, 1, 65536},
+       "Attach connections that have not said hello yet."},
+      {"limits.hello_timeout",
+       ConfigEntry::Duration{&limits.hello_timeout, milliseconds(10), hours(1)},
+       "How long an attach connection may take to say hello."},
+      {"limits.queued_messages_per_session_max",
+       Count{&limits.queued_messages_per_session_max, 16, 1000000},
+       "Attach messages that a client has not read; past it the session is ended."},
+      {"limits.concurrent_calls_max", Count{&limits.concurrent_calls_max, 1, 1000000},
+       "Calls in progress; more are refused with RESOURCE_EXHAUSTED."},
+  };
+}
+
+// A mistake that no single entry can see. The file's name stands for the place.
+std::string Whole(std::string_view file_name, std::string_view text) {
+  return absl::StrCat(std::string(file_name), ": ", std::string(text));
+}
+
+std::vector<std::string> CheckWhole(const DaemonConfig& config, std::string_view file_name) {
+  std::vector<std::string> mistakes;
+  const DaemonConfig::Ram& ram = config.ram;
+  if (ram.region_bytes % 4096 != 0) {
+    mistakes.push_back(Whole(file_name, absl::StrCat("ram.region: got ", ram.region_bytes,
+                                                     " bytes, expected a multiple of 4 KiB")));
+  } else if (ram.capacity_bytes < ram.region_bytes || ram.capacity_bytes % ram.region_bytes != 0) {
+    mistakes.push_back(Whole(
+        file_name,
+        absl::StrCat("ram.capacity: got ", FormatBytes(ram.capacity_bytes),
+                     ", expected a multiple of ram.region, ", FormatBytes(ram.region_bytes))));
+  }
+  if (ram.huge_pages == "hugetlb" && ram.region_bytes % (2 * kMiB) != 0) {
+    mistakes.push_back(
+        Whole(file_name, "ram.region: expected a multiple of 2 MiB with ram.huge_pages: hugetlb"));
+  }
+  const DaemonConfig::Listen& listen = config.listen;
+  if (!listen.tcp_address.empty()) {
+    if (!listen.tcp_insecure) {
+      mistakes.push_back(Whole(file_name,
+                               "listen.tcp.insecure: expected true, because this version has no "
+                               "TLS and listen.tcp.address is set"));
+    }
+    if (listen.tcp_tenant.empty()) {
+      mistakes.push_back(Whole(file_name,
+                               "listen.tcp.tenant: expected a tenant's name, because "
+                               "listen.tcp.address is set"));
+    }
+  }
+  if (auto tenants = TenantMap::Create(config.tenants, config.operator_uids, 0); !tenants.ok()) {
+    mistakes.push_back(Whole(file_name, std::string(tenants.status().message())));
+  }
+  return mistakes;
+}
+
+}  // namespace
+
+ConfigTable MakeConfigTable(DaemonConfig& config) {
+  std::vector<ConfigEntry> entries = ListenEntries(config.listen);
+  entries.push_back({"http.address", ConfigEntry::Text{&config.http.address, CheckLoopbackAddress},
+                     "Loopback address of /metrics, /healthz and /readyz. Empty: off."});
+  entries.push_back(
+      {"log.level",
+       ConfigEntry::Choice{&config.log.level, {"trace", "debug", "info", "warning", "error"}},
+       "Least severe message that is logged, to stderr."});
+  entries.push_back({"log.format", ConfigEntry::Choice{&config.log.format, {"text", "json"}},
+                     "One line of text or one JSON object per message."});
+  for (ConfigEntry& entry : RamEntries(config.ram)) entries.push_back(std::move(entry));
+  entries.push_back(
+      {"eviction.policy",
+       ConfigEntry::Choice{&config.eviction.policy, tiers::KnownEvictionPolicies()},
+       "Which block leaves a full tier. lru: the least recently used one that no cached block "
+       "continues."});
+  entries.push_back(
+      {"tenants",
+       ConfigEntry::List{[&config] { config.tenants.clear(); },
+                         [&config] { return TenantEntries(config.tenants.emplace_back()); },
+                         [&config] { return config.tenants.size(); },
+                         [&config](std::size_t i) { return TenantEntries(config.tenants[i]); }},
+       "Who acts for which tenant, by the credentials of the connecting process. Without this, the "
+       "daemon's own user is tenant \"default\" and everybody else is refused."});
+  entries.push_back({"operators.uids", ConfigEntry::CountList{&config.operator_uids, 0, 0xfffffffe},
+                     "User ids that may see and administer the whole node, beside root and the "
+                     "daemon's own."});
+  for (ConfigEntry& entry : LimitEntries(config.limits)) entries.push_back(std::move(entry));
+  entries.push_back({"shutdown.drain",
+                     ConfigEntry::Duration{&config.drain_timeout, milliseconds(0), hours(1)},
+                     "After SIGTERM: how long calls in progress and leases may take to end."});
+  return ConfigTable(std::move(entries));
+}
+
+absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::string_view file_name) {
+  DaemonConfig config;
+  KAVERN_RETURN_IF_ERROR(MakeConfigTable(config).Parse(yaml, file_name));
+  const std::vector<std::string> mistakes = CheckWhole(config, file_name);
+  if (!mistakes.empty()) return absl::InvalidArgumentError(absl::StrJoin(mistakes, "\n"));
+  if (config.limits.lease_bytes_per_session_max == 0) {
+    config.limits.lease_bytes_per_session_max = config.ram.capacity_bytes / 2;
+  }
+  return config;
+}
+
+absl::StatusOr<DaemonConfig> LoadDaemonConfig(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened for reading"));
+  std::string text(kConfigFileBytesMax + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  if (text.size() > kConfigFileBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": larger than ", FormatBytes(kConfigFileBytesMax)));
+  }
+  return ParseDaemonConfig(text, path);
+}
+
+}  // namespace kavern::service

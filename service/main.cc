@@ -1,0 +1,96 @@
+// kavernd: the daemon's process. Exit codes: 0 a clean end, 1 it could not start or not drain in time,
+// 2 bad arguments or configuration.
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "base/units.h"
+#include "service/config.h"
+#include "service/daemon.h"
+#include "service/logging.h"
+#include "service/version.h"
+
+namespace kavern::service {
+namespace {
+
+constexpr int kExitOk = 0;
+constexpr int kExitFailed = 1;
+constexpr int kExitUsage = 2;
+
+// Blocks the signals that end the daemon in every thread, so that Wait below is the only one to get them.
+sigset_t BlockEndingSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // A client that goes away in the middle of a write is an error code, not the end.
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+int Serve(const DaemonConfig& config) {
+  const sigset_t signals = BlockEndingSignals();
+  StartLogging(config.log.level, config.log.format);
+  auto daemon = Daemon::Start(config);
+  if (!daemon.ok()) {
+    spdlog::error("cannot start: {}", std::string(daemon.status().message()));
+    StopLogging();
+    return kExitFailed;
+  }
+  int signal_number = 0;
+  sigwait(&signals, &signal_number);
+  spdlog::info("signal {}: draining for at most {}", signal_number,
+               FormatDuration(config.drain_timeout));
+  (*daemon)->BeginDrain();
+  const bool drained = (*daemon)->WaitUntilDrained(config.drain_timeout);
+  if (!drained) spdlog::warn("calls or leases are left after the drain time; ending all the same");
+  daemon->reset();
+  spdlog::info("ended");
+  StopLogging();
+  return drained ? kExitOk : kExitFailed;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("kavernd keeps KV-cache blocks for the inference workers of this node.");
+  std::string config_path;
+  bool check_config = false;
+  bool print_config = false;
+  app.add_option("-c,--config", config_path, "YAML configuration; without it, the defaults");
+  app.add_flag("--check-config", check_config, "Read the configuration, say what is wrong, end");
+  app.add_flag("--print-config", print_config,
+               "Print the configuration in effect, with every key explained, and end");
+  app.set_version_flag("--version", std::string("kavernd ") + KAVERN_VERSION);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? kExitOk : kExitUsage;
+  }
+
+  auto config = config_path.empty() ? ParseDaemonConfig("", "defaults")
+                                    : LoadDaemonConfig(config_path);
+  if (!config.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(config.status().message()).c_str());
+    return kExitUsage;
+  }
+  if (print_config) {
+    std::fputs(MakeConfigTable(*config).Print().c_str(), stdout);
+    return kExitOk;
+  }
+  if (check_config) {
+    std::printf("%s: ok\n", config_path.empty() ? "defaults" : config_path.c_str());
+    return kExitOk;
+  }
+  return Serve(*config);
+}
+
+}  // namespace
+}  // namespace kavern::service
+
+int main(int argc, char** argv) { return kavern::service::Main(argc, argv); }
