@@ -1,0 +1,131 @@
+#include <unistd.h>
+
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "client/client_impl.h"
+#include "proto/kavern/v1/shm_layout.h"
+
+namespace kavern::client {
+namespace {
+
+constexpr std::size_t kReleasesPerCallMax = 256;
+constexpr std::chrono::milliseconds kReleaseRetryInterval(50);
+
+}  // namespace
+
+absl::StatusOr<Endpoint> ParseAddress(const std::string& address) {
+  absl::string_view rest = address;
+  Endpoint endpoint;
+  if (absl::ConsumePrefix(&rest, "unix://") && absl::StartsWith(rest, "/")) {
+    endpoint.shared_memory = true;
+    endpoint.grpc_target = absl::StrCat("unix:", rest);
+    endpoint.attach_path = absl::StrCat(rest, shm::kAttachSuffix);
+    return endpoint;
+  }
+  rest = address;
+  if (absl::ConsumePrefix(&rest, "tcp://") && absl::StrContains(rest, ":")) {
+    endpoint.grpc_target = std::string(rest);
+    return endpoint;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("address: got \"", address,
+                   "\", expected unix:///path/to/socket or tcp://host:port"));
+}
+
+ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> control)
+    : options_(std::move(options)),
+      control_(std::move(control)),
+      pid_(getpid()),
+      copy_pool_(options_.copy_threads) {
+  releaser_ = std::thread([this] { ReleaseLoop(); });
+}
+
+ClientCore::~ClientCore() { Stop(); }
+
+void ClientCore::Stop() {
+  {
+    MutexLock lock(mu_);
+    stop_ = true;
+    changed_.NotifyAll();
+  }
+  if (releaser_.joinable()) releaser_.join();
+}
+
+absl::Status ClientCore::CheckProcess() const {
+  if (getpid() == pid_) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "this client belongs to the parent process: make a new one after fork()");
+}
+
+CallContext ClientCore::Context(const Attachment* attachment,
+                                std::chrono::milliseconds deadline) const {
+  CallContext context;
+  if (attachment != nullptr) context.session_token = attachment->session_token();
+  context.deadline = std::chrono::steady_clock::now() +
+                     (deadline.count() > 0 ? deadline : options_.deadline);
+  return context;
+}
+
+void ClientCore::ReleaseLater(PendingRelease release) {
+  MutexLock lock(mu_);
+  if (stop_) return;  // the session ends, and the lease with it
+  releases_.push_back(std::move(release));
+  changed_.NotifyOne();
+}
+
+absl::Status ClientCore::ReleaseNow(const PendingRelease& release,
+                                    std::chrono::milliseconds deadline) {
+  v1::ReleaseRequest request;
+  request.add_lease_ids(release.lease_id);
+  request.mutable_suspects()->Assign(release.suspects.begin(), release.suspects.end());
+  v1::ReleaseResponse response;
+  return control_->Release(Context(release.attachment.get(), deadline), request, &response);
+}
+
+void ClientCore::ReleaseLoop() {
+  for (;;) {
+    std::vector<PendingRelease> batch;
+    {
+      MutexLock lock(mu_);
+      while (!stop_ && releases_.empty()) changed_.Wait(mu_);
+      if (releases_.empty()) return;
+      // One call per session: leases of a former one are gone with it.
+      const Attachment* const session = releases_.front().attachment.get();
+      while (!releases_.empty() && releases_.front().attachment.get() == session &&
+             batch.size() < kReleasesPerCallMax) {
+        batch.push_back(std::move(releases_.front()));
+        releases_.pop_front();
+      }
+    }
+    if (SendReleases(batch)) continue;
+    // The daemon is slow, but the session lives, and with it the leases: try again in a while.
+    const auto deadline = std::chrono::steady_clock::now() + kReleaseRetryInterval;
+    MutexLock lock(mu_);
+    if (stop_) return;
+    releases_.insert(releases_.begin(), std::make_move_iterator(batch.begin()),
+                     std::make_move_iterator(batch.end()));
+    while (!stop_ && changed_.WaitUntil(mu_, deadline)) {
+    }
+  }
+}
+
+bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases) {
+  const std::shared_ptr<Attachment>& attachment = releases.front().attachment;
+  if (attachment != nullptr && attachment->ended()) return true;
+  v1::ReleaseRequest request;
+  for (const PendingRelease& release : releases) {
+    request.add_lease_ids(release.lease_id);
+    for (const auto& suspect : release.suspects) *request.add_suspects() = suspect;
+  }
+  v1::ReleaseResponse response;
+  const absl::Status status = control_->Release(
+      Context(attachment.get(), std::chrono::milliseconds(0)), request, &response);
+  return !absl::IsDeadlineExceeded(status) && !absl::IsUnavailable(status) &&
+         !absl::IsResourceExhausted(status);
+}
+
+}  // namespace kavern::client

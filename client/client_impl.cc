@@ -1,0 +1,114 @@
+#include "client/client_impl.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "client/namespace_impl.h"
+
+namespace kavern {
+
+using client::Attachment;
+using client::CallContext;
+using client::ClientCore;
+
+ClientImpl::ClientImpl(ClientOptions options, const client::Endpoint& endpoint,
+                       std::unique_ptr<client::ControlPlane> control)
+    : core_(std::make_shared<ClientCore>(std::move(options), std::move(control))),
+      shared_memory_(endpoint.shared_memory),
+      mapped_bytes_(std::make_shared<std::atomic<std::uint64_t>>(0)) {
+  if (!shared_memory_) return;
+  Attachment::Options attach;
+  attach.socket_path = endpoint.attach_path;
+  attach.tenant = core_->options().tenant;
+  attach.client_name = core_->options().client_name;
+  attach.deadline = core_->options().deadline;
+  attach.mapped_bytes = mapped_bytes_;
+  link_ = std::make_unique<client::SessionLink>(
+      std::move(attach), [this](const std::shared_ptr<Attachment>& attachment) {
+        return ReopenNamespaces(attachment);
+      });
+}
+
+ClientImpl::~ClientImpl() {
+  if (!core_->CheckProcess().ok()) {
+    // A forked child has the object but none of its threads: there is nothing to join, and nothing to free.
+    [[maybe_unused]] auto* leaked = link_.release();
+    [[maybe_unused]] auto* kept = new std::shared_ptr<ClientCore>(core_);
+    return;
+  }
+  core_->Stop();
+  link_.reset();
+}
+
+absl::Status ClientImpl::WaitUntilAttached(std::chrono::milliseconds deadline) {
+  KAVERN_RETURN_IF_ERROR(core_->CheckProcess());
+  return shared_memory_ ? link_->WaitUntilAttached(deadline) : Ping();
+}
+
+absl::StatusOr<std::shared_ptr<Attachment>> ClientImpl::Attached() const {
+  KAVERN_RETURN_IF_ERROR(core_->CheckProcess());
+  if (!shared_memory_) return std::shared_ptr<Attachment>();
+  return link_->Current();
+}
+
+absl::Status ClientImpl::Judge(const std::shared_ptr<Attachment>& attachment,
+                               const absl::Status& status) const {
+  if (attachment == nullptr || !absl::IsUnauthenticated(status)) return status;
+  link_->Reattach(attachment);
+  return absl::UnavailableError(
+      absl::StrCat("the daemon does not know this session: ", status.message()));
+}
+
+absl::Status ClientImpl::ReopenNamespaces(const std::shared_ptr<Attachment>& attachment) {
+  std::vector<std::shared_ptr<NamespaceImpl>> open;
+  {
+    MutexLock lock(mu_);
+    std::erase_if(namespaces_, [](const auto& ns) { return ns.expired(); });
+    for (const auto& ns : namespaces_) {
+      if (auto locked = ns.lock()) open.push_back(std::move(locked));
+    }
+  }
+  for (const auto& ns : open) {
+    // A namespace that the daemon will not have any more must not keep the others from being used.
+    const absl::Status status = ns->OpenOn(attachment);
+    if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Namespace>> ClientImpl::OpenNamespace(const NamespaceSpec& spec) {
+  KAVERN_RETURN_IF_ERROR(spec.Validate());
+  KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Attached());
+  auto ns = std::make_shared<NamespaceImpl>(*this, spec);
+  // Listed first: an attach that happens meanwhile opens it, too.
+  {
+    MutexLock lock(mu_);
+    namespaces_.push_back(ns);
+  }
+  KAVERN_RETURN_IF_ERROR(Judge(attachment, ns->OpenOn(attachment)));
+  return std::shared_ptr<Namespace>(std::move(ns));
+}
+
+absl::Status ClientImpl::Ping() {
+  KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Attached());
+  const CallContext context = core_->Context(attachment.get(), std::chrono::milliseconds(0));
+  return Judge(attachment, core_->control().Ping(context));
+}
+
+ConnectionInfo ClientImpl::connection() const {
+  ConnectionInfo info;
+  if (link_ == nullptr) return info;
+  info.attach_count = link_->attach_count();
+  info.mapped_bytes = mapped_bytes_->load();
+  if (const auto attachment = link_->Current(); attachment.ok()) {
+    info.attached = true;
+    info.tenant = (*attachment)->tenant();
+    info.incarnation_hex = absl::BytesToHexString((*attachment)->incarnation());
+  }
+  return info;
+}
+
+}  // namespace kavern

@@ -1,0 +1,122 @@
+// The client behind the public interface.
+#ifndef KAVERN_CLIENT_CLIENT_IMPL_H_
+#define KAVERN_CLIENT_CLIENT_IMPL_H_
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "client/attachment.h"
+#include "client/control_plane.h"
+#include "client/copy_pool.h"
+#include "client/kavern/client.h"
+#include "client/session_link.h"
+
+namespace kavern {
+
+class NamespaceImpl;
+
+namespace client {
+
+// Where a daemon is, from ClientOptions::address.
+struct Endpoint {
+  bool shared_memory = false;  // a Unix socket: attach there
+  std::string grpc_target;     // "unix:/path" or "host:port"
+  std::string attach_path;     // of the attach socket
+};
+// InvalidArgument says what an address looks like.
+absl::StatusOr<Endpoint> ParseAddress(const std::string& address);
+
+// Read leases to end, and blocks that failed their checksum.
+struct PendingRelease {
+  std::shared_ptr<Attachment> attachment;
+  std::uint64_t lease_id = 0;
+  std::vector<v1::ReleaseRequest::Suspect> suspects;
+};
+
+// What leases and namespaces need of the client. Shared by them, so that a lease that outlives its client is
+// safe: it then only lets go of its memory, and the daemon ends the lease with the session.
+class ClientCore {
+ public:
+  ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> control);
+  ~ClientCore();
+
+  const ClientOptions& options() const { return options_; }
+  ControlPlane& control() { return *control_; }
+  CopyPool& copy_pool() { return copy_pool_; }
+
+  // FailedPrecondition in a forked child: neither threads nor mappings came along.
+  absl::Status CheckProcess() const;
+  CallContext Context(const Attachment* attachment, std::chrono::milliseconds deadline) const;
+
+  // Ends the lease in the background, with others in one call.
+  void ReleaseLater(PendingRelease release);
+  // Ends it now.
+  absl::Status ReleaseNow(const PendingRelease& release, std::chrono::milliseconds deadline);
+  // No more background releases: what is queued is sent, the thread joined. Idempotent.
+  void Stop();
+
+ private:
+  void ReleaseLoop();
+  // False: not delivered, though the session lives.
+  bool SendReleases(const std::vector<PendingRelease>& releases);
+
+  const ClientOptions options_;
+  const std::unique_ptr<ControlPlane> control_;
+  const pid_t pid_;
+  CopyPool copy_pool_;
+
+  Mutex mu_;
+  CondVar changed_;
+  bool stop_ KAVERN_GUARDED_BY(mu_) = false;
+  std::deque<PendingRelease> releases_ KAVERN_GUARDED_BY(mu_);
+  std::thread releaser_;
+};
+
+}  // namespace client
+
+class ClientImpl final : public Client {
+ public:
+  ClientImpl(ClientOptions options, const client::Endpoint& endpoint,
+             std::unique_ptr<client::ControlPlane> control);
+  ~ClientImpl() override;
+
+  absl::Status WaitUntilAttached(std::chrono::milliseconds deadline) override;
+  absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(const NamespaceSpec& spec) override;
+  absl::Status Ping() override;
+  ConnectionInfo connection() const override;
+
+  // For namespaces: the attachment to call with; nullptr on TCP. Unavailable when the daemon is away.
+  absl::StatusOr<std::shared_ptr<client::Attachment>> Attached() const;
+  // What a failed call says of the session: Unauthenticated means that the daemon does not know it any more;
+  // the client attaches anew and the caller gets Unavailable.
+  absl::Status Judge(const std::shared_ptr<client::Attachment>& attachment,
+                     const absl::Status& status) const;
+
+  const std::shared_ptr<client::ClientCore>& core() const { return core_; }
+
+ private:
+  absl::Status ReopenNamespaces(const std::shared_ptr<client::Attachment>& attachment);
+
+  const std::shared_ptr<client::ClientCore> core_;
+  const bool shared_memory_;
+  const std::shared_ptr<std::atomic<std::uint64_t>> mapped_bytes_;
+
+  mutable Mutex mu_;
+  std::vector<std::weak_ptr<NamespaceImpl>> namespaces_ KAVERN_GUARDED_BY(mu_);
+  std::unique_ptr<client::SessionLink> link_;  // nullptr on TCP; last, so that its thread ends first
+};
+
+}  // namespace kavern
+
+#endif  // KAVERN_CLIENT_CLIENT_IMPL_H_

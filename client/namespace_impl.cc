@@ -1,0 +1,336 @@
+#include "client/namespace_impl.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/copy_and_checksum.h"
+#include "base/status_macros.h"
+#include "client/lease_state.h"
+#include "client/wire_convert.h"
+
+namespace kavern {
+
+using client::Attachment;
+using client::CallContext;
+using client::ClientCore;
+
+NamespaceImpl::NamespaceImpl(ClientImpl& client, const NamespaceSpec& spec)
+    : client_(client), spec_(spec) {}
+
+absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment) {
+  ClientCore& core = *client_.core();
+  v1::OpenNamespaceRequest request;
+  client::FillSpec(spec_, request.mutable_spec());
+  v1::OpenNamespaceResponse response;
+  const CallContext context = core.Context(attachment.get(), std::chrono::milliseconds(0));
+  absl::Status status = core.control().OpenNamespace(context, request, &response);
+  NamespaceFingerprint fingerprint;
+  if (status.ok() && response.fingerprint().size() != fingerprint.bytes.size()) {
+    status = absl::InternalError("fingerprint: the daemon sent none of 16 bytes");
+  }
+  if (status.ok()) {
+    std::memcpy(fingerprint.bytes.data(), response.fingerprint().data(), fingerprint.bytes.size());
+    if (attachment != nullptr && fingerprint != Fingerprint(attachment->tenant(), spec_)) {
+      status = absl::FailedPreconditionError("fingerprint: the daemon computes it another way");
+    }
+  }
+
+  MutexLock lock(mu_);
+  if (status.ok() && opened_ && fingerprint != fingerprint_) {
+    status = absl::FailedPreconditionError(
+        "the daemon restarted with another tenant for this process: open the namespace anew");
+  }
+  opened_on_ = attachment;
+  open_status_ = status;
+  if (!status.ok()) return status;
+  if (!opened_) fingerprint_ = fingerprint;
+  opened_ = true;
+  keys_per_request_max_ = std::max<std::uint32_t>(1, response.keys_per_request_max());
+  if (attachment != nullptr && response.directory_generation() != 0) {
+    attachment->WaitForDirectory(fingerprint_, response.directory_generation(), context.deadline);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Attachment>> NamespaceImpl::Ready() const {
+  KAVERN_ASSIGN_OR_RETURN(std::shared_ptr<Attachment> attachment, client_.Attached());
+  MutexLock lock(mu_);
+  if (opened_on_.lock() != attachment) {
+    return absl::UnavailableError("the namespace is being opened again");
+  }
+  if (!open_status_.ok()) return open_status_;
+  return attachment;
+}
+
+absl::Status NamespaceImpl::CheckPart(std::uint32_t shard, std::uint32_t group) const {
+  if (shard >= spec_.layout.shard_count || group >= spec_.layout.groups.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("shard, group: got ", shard, ", ", group, ", expected less than ",
+                     spec_.layout.shard_count, ", ", spec_.layout.groups.size()));
+  }
+  return absl::OkStatus();
+}
+
+template <typename Buffer>
+absl::StatusOr<std::size_t> NamespaceImpl::PiecesPerKey(std::size_t keys,
+                                                        std::span<const Buffer> buffers,
+                                                        std::uint32_t group) const {
+  if (keys == 0) return absl::InvalidArgumentError("keys: got none, expected at least one");
+  if (buffers.empty() || buffers.size() % keys != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("buffers: got ", buffers.size(), " for ", keys,
+                                                   " keys, expected as many for every key"));
+  }
+  const std::size_t pieces = buffers.size() / keys;
+  const std::uint64_t part_bytes = spec_.layout.PartBytes(group);
+  for (std::size_t key = 0; key < keys; ++key) {
+    std::uint64_t total = 0;
+    for (const Buffer& piece : buffers.subspan(key * pieces, pieces)) total += piece.size();
+    if (total != part_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat("buffers: those of key ", key, " have ", total,
+                                                     " bytes, expected ", part_bytes));
+    }
+  }
+  return pieces;
+}
+
+bool NamespaceImpl::UsesBytesPlane() const {
+  if (client_.core()->options().force_bytes_plane) return true;
+  const auto attachment = client_.Attached();
+  return attachment.ok() && *attachment == nullptr;
+}
+
+std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys) const {
+  const auto attachment = Ready();
+  if (!attachment.ok() || keys.empty()) return 0;
+  if (*attachment != nullptr) {
+    const auto directory = (*attachment)->Directory(fingerprint_);
+    return directory == nullptr ? 0 : directory->MatchPrefix(keys);
+  }
+  v1::MatchRequest request;
+  request.set_fingerprint(client::PackFingerprint(fingerprint_));
+  request.set_keys(client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
+  v1::MatchResponse response;
+  ClientCore& core = *client_.core();
+  const absl::Status status = core.control().Match(
+      core.Context(nullptr, std::chrono::milliseconds(0)), request, &response);
+  return status.ok() ? std::min<std::size_t>(response.prefix_blocks(), keys.size()) : 0;
+}
+
+absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request) {
+  KAVERN_RETURN_IF_ERROR(CheckPart(request.shard, request.group));
+  KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Ready());
+  if (attachment == nullptr) {
+    return absl::FailedPreconditionError("tcp: no shared memory; use Store");
+  }
+  ClientCore& core = *client_.core();
+  v1::BeginStoreRequest message;
+  message.set_fingerprint(client::PackFingerprint(fingerprint_));
+  if (!request.parent.IsZero()) message.set_parent(client::PackKey(request.parent));
+  message.set_keys(client::PackKeys(request.keys));
+  message.set_shard(request.shard);
+  message.set_group(request.group);
+  v1::BeginStoreResponse response;
+  const CallContext context = core.Context(attachment.get(), request.deadline);
+  KAVERN_RETURN_IF_ERROR(client_.Judge(
+      attachment, core.control().BeginStore(context, message, &response)));
+
+  auto state = std::make_unique<StoreLease::State>();
+  state->core = client_.core();
+  state->attachment = attachment;
+  state->lease_id = response.lease_id();
+  state->fingerprint = fingerprint_;
+  state->part_index = spec_.layout.PartIndex(request.shard, request.group);
+  state->part_bytes = spec_.layout.PartBytes(request.group);
+  state->decline_reason = response.decline_reason();
+  StoreLease lease;
+  lease.state_ = std::move(state);  // from here on, an early return gives the lease back
+  StoreLease::State& held = *lease.state_;
+  if (response.outcomes().size() != request.keys.size()) {
+    return absl::InternalError("outcomes: the daemon sent another number than keys");
+  }
+  int next_extent = 0;
+  for (std::size_t i = 0; i < request.keys.size(); ++i) {
+    const auto outcome = static_cast<StoreOutcome>(response.outcomes()[i]);
+    held.outcomes.push_back(outcome);
+    StoreLease::State::Part& part = held.parts.emplace_back();
+    part.key = request.keys[i];
+    if (outcome != StoreOutcome::kStored) continue;
+    if (next_extent >= response.extents_size()) {
+      return absl::InternalError("extents: the daemon sent fewer than it granted");
+    }
+    const v1::Extent& extent = response.extents(next_extent++);
+    KAVERN_ASSIGN_OR_RETURN(part.memory.region,
+                            attachment->WaitForRegion(extent.region_id(), context.deadline));
+    part.memory.bytes = part.memory.region->Extent(extent.offset(), extent.length());
+    if (part.memory.bytes.size() != held.part_bytes) {
+      return absl::InternalError("extents: the daemon sent one that is not a part's");
+    }
+    held.granted.push_back(i);
+  }
+  return lease;
+}
+
+absl::StatusOr<FetchLease> NamespaceImpl::Fetch(const FetchRequest& request) {
+  KAVERN_RETURN_IF_ERROR(CheckPart(request.shard, request.group));
+  KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Ready());
+  if (attachment == nullptr) {
+    return absl::FailedPreconditionError("tcp: no shared memory; use FetchInto");
+  }
+  ClientCore& core = *client_.core();
+  v1::FetchRequest message;
+  message.set_fingerprint(client::PackFingerprint(fingerprint_));
+  message.set_keys(client::PackKeys(request.keys));
+  message.set_shard(request.shard);
+  message.set_group(request.group);
+
+  FetchLease lease;
+  lease.state_ = std::make_unique<FetchLease::State>();
+  FetchLease::State& held = *lease.state_;
+  held.core = client_.core();
+  held.attachment = attachment;
+  held.fingerprint = fingerprint_;
+  held.shard = request.shard;
+  held.group = request.group;
+  held.part_index = spec_.layout.PartIndex(request.shard, request.group);
+  held.part_bytes = spec_.layout.PartBytes(request.group);
+  held.parts.resize(request.keys.size());
+  for (std::size_t i = 0; i < request.keys.size(); ++i) held.parts[i].key = request.keys[i];
+
+  const CallContext context = core.Context(attachment.get(), request.deadline);
+  absl::Status wrong;
+  const auto on_message = [&](const v1::FetchResponse& response) {
+    if (response.lease_id() != 0) held.lease_id = response.lease_id();
+    for (const auto& failed : response.failed()) {
+      if (failed.index() < held.parts.size()) {
+        held.parts[failed.index()].code = static_cast<absl::StatusCode>(failed.code());
+      }
+    }
+    for (const auto& ready : response.ready()) {
+      const auto region = attachment->WaitForRegion(ready.extent().region_id(), context.deadline);
+      if (!region.ok() || ready.index() >= held.parts.size()) {
+        wrong = region.ok() ? absl::InternalError("ready: the daemon sent an index out of range")
+                            : region.status();
+        return;
+      }
+      FetchLease::State::Part& part = held.parts[ready.index()];
+      part.memory = {*region, (*region)->Extent(ready.extent().offset(), ready.extent().length())};
+      part.checksum = ready.checksum();
+      part.code = absl::StatusCode::kOk;
+      if (part.memory.bytes.size() != held.part_bytes) {
+        wrong = absl::InternalError("ready: the daemon sent an extent that is not a part's");
+      }
+    }
+  };
+  KAVERN_RETURN_IF_ERROR(
+      client_.Judge(attachment, core.control().Fetch(context, message, on_message)));
+  KAVERN_RETURN_IF_ERROR(wrong);
+  return lease;
+}
+
+absl::StatusOr<StoreResult> NamespaceImpl::Store(const StoreRequest& request,
+                                                 std::span<const ConstBuffer> buffers) {
+  KAVERN_RETURN_IF_ERROR(CheckPart(request.shard, request.group));
+  KAVERN_ASSIGN_OR_RETURN(const std::size_t pieces,
+                          PiecesPerKey(request.keys.size(), buffers, request.group));
+  StoreResult total;
+  total.outcomes.assign(request.keys.size(), StoreOutcome::kDeclined);
+  StoreRequest batch = request;
+  for (std::size_t done = 0; done < request.keys.size();) {
+    const std::size_t count =
+        std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
+    batch.keys = request.keys.subspan(done, count);
+    if (done > 0) batch.parent = request.keys[done - 1];
+    const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
+    KAVERN_ASSIGN_OR_RETURN(const StoreResult result,
+                            UsesBytesPlane() ? PutBytes(batch, batch_buffers, pieces)
+                                             : StoreBatch(batch, batch_buffers, pieces));
+    std::copy(result.outcomes.begin(), result.outcomes.end(),
+              total.outcomes.begin() + static_cast<std::ptrdiff_t>(done));
+    total.stored_bytes += result.stored_bytes;
+    done += count;
+    if (result.outcomes.back() == StoreOutcome::kDeclined) {
+      total.decline_reason = result.decline_reason;
+      break;  // what follows would have no parent
+    }
+  }
+  return total;
+}
+
+absl::StatusOr<StoreResult> NamespaceImpl::StoreBatch(const StoreRequest& request,
+                                                      std::span<const ConstBuffer> buffers,
+                                                      std::size_t pieces) {
+  KAVERN_ASSIGN_OR_RETURN(StoreLease lease, BeginStore(request));
+  StoreLease::State& held = *lease.state_;
+  StoreResult result;
+  result.outcomes = held.outcomes;
+  result.decline_reason = held.decline_reason;
+  if (held.granted.empty()) return result;
+  client_.core()->copy_pool().Run(held.granted.size(), [&](std::size_t n) {
+    StoreLease::State::Part& part = held.parts[held.granted[n]];
+    part.checksum = GatherInto(part.memory.bytes, buffers.subspan(held.granted[n] * pieces, pieces),
+                               PartChecksumSeed(part.key, held.part_index));
+    part.filled = true;
+  });
+  result.stored_bytes = held.granted.size() * held.part_bytes;
+  KAVERN_RETURN_IF_ERROR(lease.Commit(request.deadline));
+  return result;
+}
+
+absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request,
+                                                     std::span<const MutableBuffer> buffers) {
+  KAVERN_RETURN_IF_ERROR(CheckPart(request.shard, request.group));
+  KAVERN_ASSIGN_OR_RETURN(const std::size_t pieces,
+                          PiecesPerKey(request.keys.size(), buffers, request.group));
+  FetchResult total;
+  FetchRequest batch = request;
+  for (std::size_t done = 0; done < request.keys.size();) {
+    const std::size_t count =
+        std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
+    batch.keys = request.keys.subspan(done, count);
+    const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
+    KAVERN_ASSIGN_OR_RETURN(const FetchResult result,
+                            UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
+                                             : FetchBatch(batch, batch_buffers, pieces));
+    total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
+    total.fetched_blocks += result.fetched_blocks;
+    total.fetched_bytes += result.fetched_bytes;
+    done += count;
+  }
+  return total;
+}
+
+absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& request,
+                                                      std::span<const MutableBuffer> buffers,
+                                                      std::size_t pieces) {
+  KAVERN_ASSIGN_OR_RETURN(FetchLease lease, Fetch(request));
+  FetchLease::State& held = *lease.state_;
+  std::vector<std::size_t> readable;
+  for (std::size_t i = 0; i < held.parts.size(); ++i) {
+    if (held.parts[i].code == absl::StatusCode::kOk) readable.push_back(i);
+  }
+  // One byte each: neighbours are written by different threads.
+  std::vector<std::uint8_t> damaged(readable.size(), 0);
+  client_.core()->copy_pool().Run(readable.size(), [&](std::size_t n) {
+    bool damage = false;
+    held.CopyOut(readable[n], buffers.subspan(readable[n] * pieces, pieces), &damage).IgnoreError();
+    damaged[n] = damage ? 1 : 0;
+  });
+  FetchResult result;
+  for (std::size_t n = 0; n < readable.size(); ++n) {
+    if (damaged[n] == 0) continue;
+    held.damaged.push_back(readable[n]);
+    held.parts[readable[n]].code = absl::StatusCode::kDataLoss;
+  }
+  for (const FetchLease::State::Part& part : held.parts) {
+    result.codes.push_back(part.code);
+    result.fetched_blocks += part.code == absl::StatusCode::kOk ? 1 : 0;
+  }
+  result.fetched_bytes = result.fetched_blocks * held.part_bytes;
+  // The bytes are copied and verified: whatever becomes of the release, they are right.
+  if (held.lease_id != 0) lease.Release().IgnoreError();
+  return result;
+}
+
+}  // namespace kavern
