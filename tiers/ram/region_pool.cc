@@ -32,6 +32,7 @@ struct RegionPool::Shared {
   std::uint64_t wanted KAVERN_GUARDED_BY(mu) = 0;
   std::uint64_t next_id KAVERN_GUARDED_BY(mu) = 1;
   std::uint64_t existing KAVERN_GUARDED_BY(mu) = 0;  // regions, the one being made included
+  bool making KAVERN_GUARDED_BY(mu) = false;
   std::uint64_t huge_page_bytes KAVERN_GUARDED_BY(mu) = 0;
   std::deque<std::shared_ptr<Region>> ready KAVERN_GUARDED_BY(mu);
   std::string waiting_for KAVERN_GUARDED_BY(mu);
@@ -60,6 +61,7 @@ class RegionPool::Populator {
   void Run() {
     while (WaitForWork()) {
       const std::string obstacle = MakeOne();
+      NoteMade();
       if (!obstacle.empty()) WaitForMemory(obstacle);
     }
   }
@@ -104,6 +106,7 @@ class RegionPool::Populator {
       MutexLock lock(shared_->mu);
       id = shared_->next_id++;
       ++shared_->existing;
+      shared_->making = true;
     }
     auto huge_bytes = std::make_shared<std::uint64_t>(0);
     auto region = Region::Create(id, options.region_bytes, options.huge_pages,
@@ -124,11 +127,17 @@ class RegionPool::Populator {
     return "";
   }
 
+  void NoteMade() {
+    MutexLock lock(shared_->mu);
+    shared_->making = false;
+  }
+
   void Publish(std::shared_ptr<Region> region, std::uint64_t huge_bytes) {
     std::function<void()> on_ready;
     {
       MutexLock lock(shared_->mu);
       shared_->ready.push_back(std::move(region));
+      shared_->making = false;
       shared_->huge_page_bytes += huge_bytes;
       if (shared_->wanted > 0) --shared_->wanted;
       shared_->waiting_for.clear();
@@ -213,6 +222,7 @@ RegionPool::Status RegionPool::GetStatus() const {
   status.capacity_bytes = shared_->options.capacity_bytes;
   status.region_bytes = shared_->options.region_bytes;
   status.existing_bytes = shared_->existing * status.region_bytes;
+  status.making_bytes = shared_->making ? status.region_bytes : 0;
   status.ready_bytes = shared_->ready.size() * status.region_bytes;
   status.huge_page_bytes = shared_->huge_page_bytes;
   status.waiting_for = shared_->waiting_for;

@@ -47,7 +47,8 @@ class RegionPool {
 
   struct Status {
     std::uint64_t capacity_bytes = 0;
-    std::uint64_t existing_bytes = 0;   // ready + taken + retired but still mapped
+    std::uint64_t existing_bytes = 0;   // ready + taken + retired but still mapped + being made
+    std::uint64_t making_bytes = 0;     // being populated now: a region or nothing
     std::uint64_t ready_bytes = 0;
     std::uint64_t huge_page_bytes = 0;  // of the existing
     std::uint64_t region_bytes = 0;

@@ -1,0 +1,245 @@
+// kavern status, top and namespaces: what a daemon says of itself.
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "base/units.h"
+#include "client/admin_client.h"
+#include "client/cli/command.h"
+#include "client/cli/text_output.h"
+
+namespace kavern::cli {
+namespace {
+
+using client::AdminClient;
+using nlohmann::json;
+
+json StatusJson(const v1::GetStatusResponse& status) {
+  const v1::RamStatus& ram = status.ram();
+  const v1::Counters& counters = status.counters();
+  return {
+      {"version", status.version()},
+      {"incarnation", absl::BytesToHexString(status.incarnation())},
+      {"pid", status.pid()},
+      {"uptime_seconds", status.uptime_seconds()},
+      {"ready", status.ready()},
+      {"draining", status.draining()},
+      {"sessions", status.sessions()},
+      {"namespaces", status.namespaces()},
+      {"leases", status.leases()},
+      {"quarantined_bytes", status.quarantined_bytes()},
+      {"degraded", std::vector<std::string>(status.degraded().begin(), status.degraded().end())},
+      {"ram",
+       {{"capacity_bytes", ram.capacity_bytes()},
+        {"populated_bytes", ram.populated_bytes()},
+        {"assigned_bytes", ram.assigned_bytes()},
+        {"used_bytes", ram.used_bytes()},
+        {"leased_bytes", ram.leased_bytes()},
+        {"retired_bytes", ram.retired_bytes()},
+        {"huge_page_bytes", ram.huge_page_bytes()},
+        {"region_bytes", ram.region_bytes()},
+        {"waiting_for", ram.waiting_for()}}},
+      {"counters",
+       {{"store_blocks", counters.store_blocks()},
+        {"store_bytes", counters.store_bytes()},
+        {"store_exists_blocks", counters.store_exists_blocks()},
+        {"store_declined_blocks", counters.store_declined_blocks()},
+        {"store_raced_blocks", counters.store_raced_blocks()},
+        {"fetch_hit_blocks", counters.fetch_hit_blocks()},
+        {"fetch_miss_blocks", counters.fetch_miss_blocks()},
+        {"fetch_bytes", counters.fetch_bytes()},
+        {"evicted_blocks", counters.evicted_blocks()},
+        {"damaged_blocks", counters.damaged_blocks()},
+        {"orphaned_blocks", counters.orphaned_blocks()}}},
+  };
+}
+
+std::string Percent(std::uint64_t part, std::uint64_t whole) {
+  return whole == 0 ? "-" : FormatFixed(100.0 * static_cast<double>(part) /
+                                            static_cast<double>(whole), 1) + " %";
+}
+
+std::string StatusText(const v1::GetStatusResponse& status) {
+  const v1::RamStatus& ram = status.ram();
+  const v1::Counters& counters = status.counters();
+  const std::string state = status.draining() ? "draining" : status.ready() ? "ready" : "not ready";
+  std::string text = absl::StrCat(
+      "kavernd ", status.version(), ", pid ", status.pid(), ", ", state, ", up ",
+      FormatDuration(std::chrono::seconds(static_cast<std::int64_t>(status.uptime_seconds()))),
+      "\n");
+  absl::StrAppend(&text, "sessions ", status.sessions(), ", namespaces ", status.namespaces(),
+                  ", leases ", status.leases(), "\n\n");
+  TextTable memory({"RAM tier", "bytes", "of capacity"});
+  const auto row = [&](const char* name, std::uint64_t bytes) {
+    memory.AddRow({name, FormatBytes(bytes), Percent(bytes, ram.capacity_bytes())});
+  };
+  row("capacity", ram.capacity_bytes());
+  row("populated", ram.populated_bytes());
+  row("in huge pages", ram.huge_page_bytes());
+  row("owned by namespaces", ram.assigned_bytes());
+  row("used by blocks", ram.used_bytes());
+  row("under lease", ram.leased_bytes());
+  row("given up, still mapped", ram.retired_bytes());
+  absl::StrAppend(&text, memory.ToString(), "\n");
+
+  const std::uint64_t fetched = counters.fetch_hit_blocks() + counters.fetch_miss_blocks();
+  absl::StrAppend(&text, "stored   ", FormatCount(counters.store_blocks()), " blocks, ",
+                  FormatBytes(counters.store_bytes()), "; ",
+                  FormatCount(counters.store_exists_blocks()), " were there, ",
+                  FormatCount(counters.store_declined_blocks()), " declined\n");
+  absl::StrAppend(&text, "fetched  ", FormatCount(counters.fetch_hit_blocks()), " of ",
+                  FormatCount(fetched), " blocks asked for (",
+                  Percent(counters.fetch_hit_blocks(), fetched), "), ",
+                  FormatBytes(counters.fetch_bytes()), "\n");
+  absl::StrAppend(&text, "evicted  ", FormatCount(counters.evicted_blocks()), ", damaged ",
+                  FormatCount(counters.damaged_blocks()), ", orphaned ",
+                  FormatCount(counters.orphaned_blocks()), "\n");
+  for (const std::string& sentence : status.degraded()) {
+    absl::StrAppend(&text, "degraded: ", sentence, "\n");
+  }
+  return text;
+}
+
+int RunStatus(const GlobalOptions& global) {
+  auto admin = AdminClient::Connect(global.address, global.tenant, global.deadline);
+  if (!admin.ok()) return Fail(admin.status());
+  const auto status = (*admin)->GetStatus();
+  if (!status.ok()) return Fail(status.status());
+  std::fputs((global.json ? StatusJson(*status).dump(2) + "\n" : StatusText(*status)).c_str(),
+             stdout);
+  return kExitOk;
+}
+
+// What happened between two looks, per second.
+std::string RatesText(const v1::Counters& before, const v1::Counters& now, double seconds) {
+  const auto rate = [&](std::uint64_t from, std::uint64_t to) {
+    return static_cast<double>(to - std::min(from, to)) / seconds;
+  };
+  const std::uint64_t hits = now.fetch_hit_blocks() - before.fetch_hit_blocks();
+  const std::uint64_t misses = now.fetch_miss_blocks() - before.fetch_miss_blocks();
+  return absl::StrCat(
+      "\nnow      store ", FormatGBps(rate(before.store_bytes(), now.store_bytes())), ", fetch ",
+      FormatGBps(rate(before.fetch_bytes(), now.fetch_bytes())), ", hits ",
+      Percent(hits, hits + misses), ", evictions ",
+      FormatFixed(rate(before.evicted_blocks(), now.evicted_blocks()), 0), "/s\n");
+}
+
+// One screen per interval until `iterations` are shown (0: for ever) or q is pressed.
+int RunTop(const GlobalOptions& global, std::int64_t interval_ms, std::uint64_t iterations) {
+  auto admin = AdminClient::Connect(global.address, global.tenant, global.deadline);
+  if (!admin.ok()) return Fail(admin.status());
+  const bool terminal = isatty(STDOUT_FILENO) != 0;
+  v1::Counters before;
+  auto looked = std::chrono::steady_clock::now();
+  for (std::uint64_t shown = 0;; ++shown) {
+    const auto status = (*admin)->GetStatus();
+    if (!status.ok()) return Fail(status.status());
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - looked).count();
+    if (global.json) {
+      std::printf("%s\n", StatusJson(*status).dump().c_str());
+    } else {
+      const std::string rates =
+          shown == 0 ? "" : RatesText(before, status->counters(), seconds);
+      std::printf("%s%s%s", terminal ? "\x1b[H\x1b[2J" : "", StatusText(*status).c_str(),
+                  rates.c_str());
+    }
+    std::fflush(stdout);
+    before = status->counters();
+    looked = now;
+    if (iterations != 0 && shown + 1 >= iterations) return kExitOk;
+    struct pollfd input = {STDIN_FILENO, POLLIN, 0};
+    const bool interactive = isatty(STDIN_FILENO) != 0;
+    if (poll(&input, interactive ? 1 : 0, static_cast<int>(interval_ms)) > 0) {
+      char key = 0;
+      if (read(STDIN_FILENO, &key, 1) <= 0 || key == 'q') return kExitOk;
+    }
+  }
+}
+
+std::string LayoutText(const v1::KvLayout& layout) {
+  std::uint32_t layers = 0;
+  for (const v1::LayerGroup& group : layout.groups()) layers += group.layer_count();
+  return absl::StrCat(layers, " layers, ", layout.tokens_per_block(), " tokens");
+}
+
+int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
+  auto admin = AdminClient::Connect(global.address, global.tenant, global.deadline);
+  if (!admin.ok()) return Fail(admin.status());
+  if (!purge.empty()) {
+    const auto fingerprint = NamespaceFingerprint::FromHex(purge);
+    if (!fingerprint.ok()) return Fail(fingerprint.status());
+    const auto purged = (*admin)->PurgeNamespace(*fingerprint);
+    if (!purged.ok()) return Fail(purged.status());
+    std::printf(global.json ? "{\"blocks\": %lu}\n" : "forgot %lu blocks\n",
+                static_cast<unsigned long>(purged->blocks()));
+    return kExitOk;
+  }
+  const auto list = (*admin)->ListNamespaces();
+  if (!list.ok()) return Fail(list.status());
+  json rows = json::array();
+  TextTable table({"namespace", "tenant", "model", "layout", "blocks", "regions", "slots used",
+                   "sessions", "hit"});
+  for (const v1::NamespaceStatus& ns : list->namespaces()) {
+    const std::string fingerprint = absl::BytesToHexString(ns.fingerprint());
+    rows.push_back({{"fingerprint", fingerprint},
+                    {"tenant", ns.tenant()},
+                    {"model", ns.spec().model()},
+                    {"tokens_per_block", ns.spec().layout().tokens_per_block()},
+                    {"blocks", ns.blocks()},
+                    {"incomplete_blocks", ns.incomplete_blocks()},
+                    {"regions", ns.regions()},
+                    {"slots", ns.slots()},
+                    {"slots_used", ns.slots_used()},
+                    {"sessions", ns.sessions()},
+                    {"fetch_hit_blocks", ns.fetch_hit_blocks()},
+                    {"fetch_miss_blocks", ns.fetch_miss_blocks()}});
+    table.AddRow({fingerprint, ns.tenant(), ns.spec().model(), LayoutText(ns.spec().layout()),
+                  FormatCount(ns.blocks()), FormatCount(ns.regions()),
+                  absl::StrCat(FormatCount(ns.slots_used()), " of ", FormatCount(ns.slots())),
+                  FormatCount(ns.sessions()),
+                  Percent(ns.fetch_hit_blocks(), ns.fetch_hit_blocks() + ns.fetch_miss_blocks())});
+  }
+  std::fputs((global.json ? json{{"namespaces", rows}}.dump(2) + "\n" : table.ToString()).c_str(),
+             stdout);
+  return kExitOk;
+}
+
+}  // namespace
+
+void RegisterStatus(CLI::App& app, const GlobalOptions& global, Runner& run) {
+  CLI::App* command = app.add_subcommand("status", "What the daemon holds and has done");
+  command->callback([&] { run = [&global] { return RunStatus(global); }; });
+}
+
+void RegisterTop(CLI::App& app, const GlobalOptions& global, Runner& run) {
+  CLI::App* command = app.add_subcommand("top", "The same, live; q ends it");
+  auto interval_ms = std::make_shared<std::int64_t>(1000);
+  auto iterations = std::make_shared<std::uint64_t>(0);
+  command->add_option("--interval-ms", *interval_ms, "Time between two screens")
+      ->check(CLI::Range(50, 3600000))
+      ->capture_default_str();
+  command->add_option("-n,--iterations", *iterations, "Screens to show; 0: until q")
+      ->capture_default_str();
+  command->callback([&run, &global, interval_ms, iterations] {
+    run = [&global, interval_ms, iterations] { return RunTop(global, *interval_ms, *iterations); };
+  });
+}
+
+void RegisterNamespaces(CLI::App& app, const GlobalOptions& global, Runner& run) {
+  CLI::App* command = app.add_subcommand("namespaces", "Which namespaces there are");
+  auto purge = std::make_shared<std::string>();
+  command->add_option("--purge", *purge, "Forget every block of the namespace with this fingerprint");
+  command->callback(
+      [&run, &global, purge] { run = [&global, purge] { return RunNamespaces(global, *purge); }; });
+}
+
+}  // namespace kavern::cli
