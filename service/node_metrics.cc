@@ -56,7 +56,7 @@ void AddRam(const tiers::StoreStatus& status, std::vector<MetricFamily>& familie
   families.push_back(
       Gauge("kavern_ram_retired_bytes",
             "Regions given up that a session still maps; they count against the cap.",
-            pool.existing_bytes - pool.ready_bytes - status.assigned_bytes));
+            status.RetiredBytes()));
   families.push_back(
       Gauge("kavern_ram_used_bytes", "Slots that hold or await a part.", status.used_bytes));
   families.push_back(

@@ -200,9 +200,7 @@ void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto) {
   proto->set_assigned_bytes(status.assigned_bytes);
   proto->set_used_bytes(status.used_bytes);
   proto->set_leased_bytes(status.leased_bytes);
-  // The two parts are read at different moments: never below nothing.
-  const std::uint64_t in_order = pool.ready_bytes + pool.making_bytes + status.assigned_bytes;
-  proto->set_retired_bytes(pool.existing_bytes > in_order ? pool.existing_bytes - in_order : 0);
+  proto->set_retired_bytes(status.RetiredBytes());
   proto->set_huge_page_bytes(pool.huge_page_bytes);
   proto->set_region_bytes(pool.region_bytes);
   proto->set_waiting_for(pool.waiting_for);

@@ -54,6 +54,12 @@ struct StoreStatus {
   std::uint64_t namespaces = 0;
   std::uint64_t namespaces_degraded = 0;  // whose directory lacks blocks
   std::uint64_t blocks = 0;
+
+  // Of regions given up that a session still maps. Its terms are read at different moments: never below nothing.
+  std::uint64_t RetiredBytes() const {
+    const std::uint64_t in_order = pool.ready_bytes + pool.making_bytes + assigned_bytes;
+    return pool.existing_bytes > in_order ? pool.existing_bytes - in_order : 0;
+  }
 };
 
 }  // namespace kavern::tiers

@@ -58,14 +58,14 @@ using MutableBuffer = std::span<std::byte>;
 
 // What a batch call does, and to which part of the blocks. Spans are borrowed for the length of the call.
 struct StoreRequest {
-  BlockKey parent;                  // key before keys[0]; zero for the start of a chain
-  std::span<const BlockKey> keys;   // parent before child
+  BlockKey parent = {};             // key before keys[0]; zero for the start of a chain
+  std::span<const BlockKey> keys = {};  // parent before child
   std::uint32_t shard = 0;
   std::uint32_t group = 0;
   std::chrono::milliseconds deadline{0};  // 0: ClientOptions::deadline
 };
 struct FetchRequest {
-  std::span<const BlockKey> keys;
+  std::span<const BlockKey> keys = {};
   std::uint32_t shard = 0;
   std::uint32_t group = 0;
   std::chrono::milliseconds deadline{0};
