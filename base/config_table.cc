@@ -7,11 +7,10 @@
 #include <set>
 #include <sstream>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "base/units.h"
 
 namespace kavern {
@@ -21,6 +20,8 @@ constexpr std::size_t kYamlBytesMax = kMiB;
 constexpr int kDepthMax = 8;
 constexpr std::size_t kListItemsMax = 10000;
 constexpr std::size_t kQuotedBytesMax = 80;
+// Nobody reads further, and each unknown key is compared with every known one.
+constexpr std::size_t kMistakesMax = 100;
 
 // Collects mistakes with their places: an operator mends them all in one go.
 class Mistakes {
@@ -28,26 +29,40 @@ class Mistakes {
   explicit Mistakes(std::string_view file_name) : file_name_(file_name) {}
 
   void Add(const YAML::Mark& mark, const std::string& path, const std::string& what) {
+    if (lines_.size() == kMistakesMax) {
+      more_ = true;
+      return;
+    }
     const std::string place =
         mark.is_null() ? file_name_
                        : absl::StrCat(file_name_, ":", mark.line + 1, ":", mark.column + 1);
     lines_.push_back(absl::StrCat(place, ": ", path, path.empty() ? "" : ": ", what));
   }
 
+  bool full() const { return more_; }
+
   absl::Status ToStatus() const {
-    return lines_.empty() ? absl::OkStatus()
-                          : absl::InvalidArgumentError(absl::StrJoin(lines_, "\n"));
+    if (lines_.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(absl::StrJoin(lines_, "\n"), more_ ? "\nand more" : ""));
   }
 
  private:
-  std::string file_name_;
+  const std::string file_name_;
   std::vector<std::string> lines_;
+  bool more_ = false;
 };
 
+// Escaped: a value must not be able to break the report into other lines.
 std::string Quoted(const std::string& text) {
-  return text.size() <= kQuotedBytesMax
-             ? absl::StrCat("\"", text, "\"")
-             : absl::StrCat("\"", text.substr(0, kQuotedBytesMax), "...\"");
+  const bool cut = text.size() > kQuotedBytesMax;
+  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text.substr(0, kQuotedBytesMax)),
+                      cut ? "...\"" : "\"");
+}
+
+// A key of the file, which may hold anything.
+std::string Shown(const std::string& path) {
+  return absl::Utf8SafeCHexEscape(path.substr(0, kQuotedBytesMax));
 }
 
 std::string Got(const YAML::Node& node, const std::string& expected) {
@@ -145,21 +160,12 @@ struct Setter {
     return absl::OkStatus();
   }
 
-  absl::Status operator()(const ConfigEntry::CountList& entry) const {
-    if (!node.IsSequence()) return Bad(node, "a list of whole numbers");
-    std::vector<std::uint64_t> values;
-    for (const YAML::Node& item : node) {
-      if (absl::Status status = SetCount(item, entry.min, entry.max, &values.emplace_back());
-          !status.ok()) {
-        return status;
-      }
-    }
-    *entry.target = std::move(values);
-    return absl::OkStatus();
-  }
+  absl::Status operator()(const ConfigEntry::CountList& /*entry*/) const { return ReadByReader(); }
+  absl::Status operator()(const ConfigEntry::List& /*entry*/) const { return ReadByReader(); }
 
-  absl::Status operator()(const ConfigEntry::List& /*entry*/) const {
-    return absl::InternalError("a list of mappings is read by Reader");
+ private:
+  static absl::Status ReadByReader() {
+    return absl::InternalError("a list is read by Reader, which knows the place of each item");
   }
 };
 
@@ -174,15 +180,15 @@ class Reader {
       mistakes_.Add(node.Mark(), prefix, Got(node, "a mapping"));
       return;
     }
-    std::set<std::string> seen;
     for (const auto& pair : node) {
+      if (mistakes_.full()) return;
       const YAML::Node& key = pair.first;
       const std::string name = key.IsScalar() ? key.Scalar() : "";
       const std::string path = prefix.empty() ? name : absl::StrCat(prefix, ".", name);
       if (!key.IsScalar()) {
         mistakes_.Add(key.Mark(), prefix, "expected a key, got a list or a mapping");
-      } else if (!seen.insert(name).second) {
-        mistakes_.Add(key.Mark(), path, "is given twice");
+      } else if (!seen_.insert(path).second) {
+        mistakes_.Add(key.Mark(), Shown(path), "is given twice");
       } else {
         ReadEntry(key, pair.second, path, entries);
       }
@@ -217,16 +223,37 @@ class Reader {
     }
     const std::string nearest = NearestWord(path, known);
     mistakes_.Add(
-        key.Mark(), path.substr(0, kQuotedBytesMax),
+        key.Mark(), Shown(path),
         nearest.empty() ? "unknown key" : absl::StrCat("unknown key; did you mean ", nearest, "?"));
   }
 
   void ReadValue(const YAML::Node& value, const ConfigEntry& entry, const std::string& path) {
     if (const auto* list = std::get_if<ConfigEntry::List>(&entry.value)) {
       ReadList(value, *list, path);
+    } else if (const auto* counts = std::get_if<ConfigEntry::CountList>(&entry.value)) {
+      ReadCountList(value, *counts, path);
     } else if (absl::Status status = std::visit(Setter{value}, entry.value); !status.ok()) {
       mistakes_.Add(value.Mark(), path, std::string(status.message()));
     }
+  }
+
+  void ReadCountList(const YAML::Node& value, const ConfigEntry::CountList& list,
+                     const std::string& path) {
+    if (!value.IsSequence() || value.size() > kListItemsMax) {
+      mistakes_.Add(
+          value.Mark(), path,
+          Got(value, absl::StrCat("a list of at most ", kListItemsMax, " whole numbers")));
+      return;
+    }
+    std::vector<std::uint64_t> counts;
+    bool good = true;
+    for (const YAML::Node& item : value) {
+      const std::string item_path = absl::StrCat(path, "[", counts.size(), "]");
+      absl::Status status = SetCount(item, list.min, list.max, &counts.emplace_back());
+      if (!status.ok()) mistakes_.Add(item.Mark(), item_path, std::string(status.message()));
+      good = good && status.ok();
+    }
+    if (good) *list.target = std::move(counts);
   }
 
   void ReadList(const YAML::Node& value, const ConfigEntry::List& list, const std::string& path) {
@@ -246,13 +273,18 @@ class Reader {
   }
 
   Mistakes& mistakes_;
+  // By full path: "ram.capacity" at the top and "capacity" below "ram" are one key.
+  std::set<std::string> seen_;
 };
 
 // What the event parser sees before a tree is built: aliases, which let a few lines stand for
-// billions of nodes, and nesting deeper than any configuration. Empty when there is neither.
+// billions of nodes, nesting deeper than any configuration, and a second document, which the tree
+// would not hold.
 class HostileYamlFinder final : public YAML::EventHandler {
  public:
-  void OnDocumentStart(const YAML::Mark& /*mark*/) override {}
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    if (++documents_ > 1) throw YAML::ParserException(mark, "expected one document, found another");
+  }
   void OnDocumentEnd() override {}
   void OnNull(const YAML::Mark& /*mark*/, YAML::anchor_t /*anchor*/) override {}
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t /*anchor*/) override {
@@ -277,6 +309,7 @@ class HostileYamlFinder final : public YAML::EventHandler {
   }
 
   int depth_ = 0;
+  int documents_ = 0;
 };
 
 // Throws YAML::ParserException at the first thing that no configuration needs.
@@ -286,77 +319,6 @@ void RefuseHostileYaml(const std::string& text) {
   HostileYamlFinder finder;
   while (parser.HandleNextDocument(finder)) {
   }
-}
-
-std::string YamlText(const std::string& text) {
-  std::string quoted = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') quoted.push_back('\\');
-    if (static_cast<unsigned char>(c) < 0x20) {
-      absl::StrAppendFormat(&quoted, "\\x%02x", static_cast<unsigned char>(c));
-    } else {
-      quoted.push_back(c);
-    }
-  }
-  return quoted + "\"";
-}
-
-struct Printer {
-  std::string operator()(const ConfigEntry::Bytes& entry) const {
-    const std::string text = FormatBytes(*entry.target);
-    const auto back = ParseBytes(text);
-    return back.ok() && *back == *entry.target ? text : absl::StrCat(*entry.target);
-  }
-  std::string operator()(const ConfigEntry::Duration& entry) const {
-    return FormatDuration(*entry.target);
-  }
-  std::string operator()(const ConfigEntry::Count& entry) const {
-    return absl::StrCat(*entry.target);
-  }
-  std::string operator()(const ConfigEntry::Flag& entry) const {
-    return *entry.target ? "true" : "false";
-  }
-  std::string operator()(const ConfigEntry::Text& entry) const { return YamlText(*entry.target); }
-  std::string operator()(const ConfigEntry::Choice& entry) const {
-    // A word that YAML would read as a truth value stays text.
-    return *entry.target == "off" || *entry.target == "on" ? YamlText(*entry.target)
-                                                           : *entry.target;
-  }
-  std::string operator()(const ConfigEntry::Mode& entry) const {
-    return absl::StrFormat("\"%04o\"", *entry.target);
-  }
-  std::string operator()(const ConfigEntry::CountList& entry) const {
-    return absl::StrCat("[", absl::StrJoin(*entry.target, ", "), "]");
-  }
-  std::string operator()(const ConfigEntry::List& entry) const {
-    std::string text;
-    for (std::size_t i = 0; i < entry.size(); ++i) {
-      const char* lead = "\n  - ";
-      for (const ConfigEntry& field : entry.at(i)) {
-        absl::StrAppend(&text, lead, field.path, ": ", std::visit(Printer{}, field.value));
-        lead = "\n    ";
-      }
-    }
-    return text.empty() ? "[]" : text;
-  }
-};
-
-void PrintComment(const std::string& doc, const std::string& indent, std::string* out) {
-  constexpr std::size_t kWidth = 96;
-  std::string line = indent + "#";
-  std::size_t at = 0;
-  while (at < doc.size()) {
-    std::size_t end = doc.find(' ', at);
-    if (end == std::string::npos) end = doc.size();
-    const std::string word = doc.substr(at, end - at);
-    if (line.size() + 1 + word.size() > kWidth) {
-      absl::StrAppend(out, line, "\n");
-      line = indent + "#";
-    }
-    absl::StrAppend(&line, " ", word);
-    at = end + 1;
-  }
-  absl::StrAppend(out, line, "\n");
 }
 
 }  // namespace
@@ -377,30 +339,6 @@ absl::Status ConfigTable::Parse(std::string_view yaml, std::string_view file_nam
     mistakes.Add(error.mark, "", absl::StrCat("not valid YAML: ", error.msg));
   }
   return mistakes.ToStatus();
-}
-
-std::string ConfigTable::Print() const {
-  std::string out;
-  std::vector<std::string> section;
-  for (const ConfigEntry& entry : entries_) {
-    std::vector<std::string> path = absl::StrSplit(entry.path, '.');
-    const std::string name = path.back();
-    path.pop_back();
-    std::size_t shared = 0;
-    while (shared < path.size() && shared < section.size() && path[shared] == section[shared]) {
-      ++shared;
-    }
-    if (!out.empty() && (shared < path.size() || path.size() < section.size())) out += "\n";
-    for (std::size_t level = shared; level < path.size(); ++level) {
-      absl::StrAppend(&out, std::string(2 * level, ' '), path[level], ":\n");
-    }
-    section = path;
-    const std::string indent(2 * path.size(), ' ');
-    PrintComment(entry.doc, indent, &out);
-    const std::string value = std::visit(Printer{}, entry.value);
-    absl::StrAppend(&out, indent, name, ":", value.front() == '\n' ? "" : " ", value, "\n");
-  }
-  return out;
 }
 
 std::string NearestWord(std::string_view word, const std::vector<std::string>& known) {

@@ -38,7 +38,7 @@ using internal::kVectorAlignment;
 
 // Below this a copy stays in the cache, where its reader will want it; above, ordinary stores would
 // read the destination from memory first and push out everything else.
-constexpr std::size_t kStreamBytesMin = 16 * 1024;
+constexpr std::size_t kStreamBytesMin = std::size_t{16} * 1024;
 
 // Any size and alignment, through the same private buffer: every source byte is loaded once.
 std::uint32_t CopyPlain(std::byte* destination, const std::byte* source, std::size_t size,

@@ -21,11 +21,14 @@
 // KAVERN_ASSIGN_OR_RETURN(auto x, F()): x = the value of F(), or returns F()'s status.
 #define KAVERN_ASSIGN_OR_RETURN(lhs, expr) \
   KAVERN_ASSIGN_OR_RETURN_IMPL_(KAVERN_CONCAT_(kavern_statusor_, __LINE__), lhs, expr)
+// NOLINTBEGIN(bugprone-macro-parentheses): `lhs` may be a declaration, and names take no
+// parentheses.
 #define KAVERN_ASSIGN_OR_RETURN_IMPL_(statusor, lhs, expr) \
   auto statusor = (expr);                                  \
   if (!statusor.ok()) {                                    \
     return std::move(statusor).status();                   \
   }                                                        \
   lhs = *std::move(statusor)
+// NOLINTEND(bugprone-macro-parentheses)
 
 #endif  // KAVERN_BASE_STATUS_MACROS_H_

@@ -72,8 +72,8 @@ absl::StatusOr<std::unique_ptr<AdminClient>> AdminClient::Connect(
     options.mapped_bytes = std::make_shared<std::atomic<std::uint64_t>>(0);
     KAVERN_ASSIGN_OR_RETURN(attachment, Attachment::Connect(options));
   }
-  return std::make_unique<AdminClientImpl>(
-      std::move(attachment), MakeGrpcControlPlane(endpoint.grpc_target), deadline);
+  return std::make_unique<AdminClientImpl>(std::move(attachment),
+                                           MakeGrpcControlPlane(endpoint.grpc_target), deadline);
 }
 
 }  // namespace kavern::client

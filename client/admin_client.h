@@ -13,7 +13,8 @@
 
 namespace kavern::client {
 
-// Thread-safe. Every call ends within the deadline given to Connect; Unavailable when the daemon is away.
+// Thread-safe. Every call ends within the deadline given to Connect; Unavailable when the daemon is
+// away.
 class AdminClient {
  public:
   // Attaches to the daemon at `address` ("unix:///..." or "tcp://..."), once.

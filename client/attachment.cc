@@ -59,8 +59,8 @@ struct Attachment::Wire {
   UniqueFd socket;
   UniqueFd wake;  // an eventfd that ends the reading thread
 
-  // One packet, whole or not at all; never waits. A full socket means a daemon that does not read: the
-  // connection is as good as gone.
+  // One packet, whole or not at all; never waits. A full socket means a daemon that does not read:
+  // the connection is as good as gone.
   absl::Status Send(shm::AttachType type, const void* body, std::size_t body_bytes) const {
     std::array<std::byte, shm::kAttachMessageBytesMax> packet{};
     const shm::AttachHeader header = {shm::kAttachMagic, shm::kShmVersion,
@@ -134,9 +134,9 @@ absl::Status Attachment::Handshake() {
   if (answer.type == shm::AttachType::kReject) {
     KAVERN_ASSIGN_OR_RETURN(const auto reject, answer.As<shm::RejectBody>());
     const bool known = reject.code > 0 && reject.code <= 16;
-    return absl::Status(known ? static_cast<absl::StatusCode>(reject.code)
-                              : absl::StatusCode::kPermissionDenied,
-                        FieldText(reject.message));
+    return absl::Status(
+        known ? static_cast<absl::StatusCode>(reject.code) : absl::StatusCode::kPermissionDenied,
+        FieldText(reject.message));
   }
   if (answer.type != shm::AttachType::kWelcome) return Malformed("no welcome");
   KAVERN_ASSIGN_OR_RETURN(const auto welcome, answer.As<shm::WelcomeBody>());
@@ -160,12 +160,13 @@ absl::StatusOr<Attachment::Message> Attachment::Receive(SteadyTime deadline) {
     header.msg_controllen = control.size();
     const ssize_t size = recvmsg(wire_->socket.get(), &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
-      std::array<pollfd, 2> fds = {{{wire_->socket.get(), POLLIN, 0}, {wire_->wake.get(), POLLIN, 0}}};
+      std::array<pollfd, 2> fds = {
+          {{wire_->socket.get(), POLLIN, 0}, {wire_->wake.get(), POLLIN, 0}}};
       int timeout_ms = -1;
       if (deadline != SteadyTime::max()) {
         const auto left = deadline - std::chrono::steady_clock::now();
-        timeout_ms = static_cast<int>(std::max<std::int64_t>(
-            0, std::chrono::ceil<std::chrono::milliseconds>(left).count()));
+        timeout_ms = static_cast<int>(
+            std::max<std::int64_t>(0, std::chrono::ceil<std::chrono::milliseconds>(left).count()));
       }
       const int ready = poll(fds.data(), fds.size(), timeout_ms);
       if (ready == 0) return absl::DeadlineExceededError("attach socket: no answer in time");
@@ -242,8 +243,8 @@ absl::Status Attachment::AddRegion(Message& message) {
       CheckSealedMemfd(message.fd.get(), body.size_bytes, MemfdWriters::kEveryone));
   KAVERN_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Map(message.fd.get(), body.size_bytes,
                                                         Mapping::Access::kReadWrite));
-  // The daemon has put memory behind every page; this only fills our page table, here rather than under the
-  // first copy. KV does not belong into core files.
+  // The daemon has put memory behind every page; this only fills our page table, here rather than
+  // under the first copy. KV does not belong into core files.
   madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);
   madvise(mapping.data(), mapping.size(), MADV_POPULATE_WRITE);
   const auto mapped_bytes = options_.mapped_bytes;
@@ -274,8 +275,8 @@ absl::Status Attachment::AddDirectory(Message& message) {
   KAVERN_ASSIGN_OR_RETURN(const auto body, message.As<shm::DirectoryBody>());
   KAVERN_RETURN_IF_ERROR(
       CheckSealedMemfd(message.fd.get(), body.size_bytes, MemfdWriters::kOnlyThisMapping));
-  KAVERN_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Map(message.fd.get(), body.size_bytes,
-                                                        Mapping::Access::kReadOnly));
+  KAVERN_ASSIGN_OR_RETURN(
+      Mapping mapping, Mapping::Map(message.fd.get(), body.size_bytes, Mapping::Access::kReadOnly));
   NamespaceFingerprint fingerprint;
   std::memcpy(fingerprint.bytes.data(), body.fingerprint, sizeof(body.fingerprint));
   KAVERN_ASSIGN_OR_RETURN(
@@ -343,8 +344,8 @@ absl::StatusOr<std::shared_ptr<MappedRegion>> Attachment::WaitForRegion(std::uin
   }
 }
 
-bool Attachment::WaitForDirectory(const NamespaceFingerprint& fingerprint,
-                                  std::uint64_t generation, SteadyTime deadline) {
+bool Attachment::WaitForDirectory(const NamespaceFingerprint& fingerprint, std::uint64_t generation,
+                                  SteadyTime deadline) {
   MutexLock lock(mu_);
   for (;;) {
     const auto it = directories_.find(fingerprint);

@@ -1,4 +1,5 @@
-// One attach connection: the session with one incarnation of the daemon, and the memory that came with it.
+// One attach connection: the session with one incarnation of the daemon, and the memory that came
+// with it.
 #ifndef KAVERN_CLIENT_ATTACHMENT_H_
 #define KAVERN_CLIENT_ATTACHMENT_H_
 
@@ -24,8 +25,8 @@
 
 namespace kavern::client {
 
-// A region as this process maps it. Shared by the attachment and by every lease in it: it is unmapped when
-// the daemon gave it up (or is gone) and the last lease has ended.
+// A region as this process maps it. Shared by the attachment and by every lease in it: it is
+// unmapped when the daemon gave it up (or is gone) and the last lease has ended.
 class MappedRegion {
  public:
   // `on_unmapped` runs after the memory was unmapped, on whichever thread drops the last share.
@@ -50,12 +51,14 @@ class Attachment {
     std::string tenant;
     std::string client_name;
     std::chrono::milliseconds deadline{5000};
-    // Bytes of regions that all attachments of a client map. Shared: a lease may outlive the client.
+    // Bytes of regions that all attachments of a client map. Shared: a lease may outlive the
+    // client.
     std::shared_ptr<std::atomic<std::uint64_t>> mapped_bytes;
   };
 
-  // Connects, says hello, waits for the welcome. Unavailable: no daemon, or it hung up. What a daemon rejects comes with the daemon's own status
-  // (PermissionDenied: no tenant for this user; ResourceExhausted: too many sessions).
+  // Connects, says hello, waits for the welcome. Unavailable: no daemon, or it hung up. What a
+  // daemon rejects comes with the daemon's own status (PermissionDenied: no tenant for this user;
+  // ResourceExhausted: too many sessions).
   static absl::StatusOr<std::shared_ptr<Attachment>> Connect(const Options& options);
   // Closes the connection and joins the thread.
   ~Attachment();
@@ -72,17 +75,19 @@ class Attachment {
   // Ends the connection from this side: calls fail from now on, mappings under lease stay.
   void Close();
 
-  // The mapping of a region that an RPC reply named: its descriptor was sent before the reply, but may still
-  // be on its way through the reading thread. Unavailable when the connection ended, DeadlineExceeded.
+  // The mapping of a region that an RPC reply named: its descriptor was sent before the reply, but
+  // may still be on its way through the reading thread. Unavailable when the connection ended,
+  // DeadlineExceeded.
   absl::StatusOr<std::shared_ptr<MappedRegion>> WaitForRegion(std::uint64_t region_id,
                                                               SteadyTime deadline);
 
-  // Waits for a directory segment of this generation or a later one; false when `deadline` passed or the
-  // connection ended first.
+  // Waits for a directory segment of this generation or a later one; false when `deadline` passed
+  // or the connection ended first.
   bool WaitForDirectory(const NamespaceFingerprint& fingerprint, std::uint64_t generation,
                         SteadyTime deadline);
 
-  // The newest directory segment of the namespace, or nullptr when it has none: then nothing is cached.
+  // The newest directory segment of the namespace, or nullptr when it has none: then nothing is
+  // cached.
   std::shared_ptr<const DirectoryReader> Directory(const NamespaceFingerprint& fingerprint) const;
 
  private:
@@ -94,7 +99,8 @@ class Attachment {
 
   absl::Status Handshake();
   void ReadLoop();
-  // One message. DeadlineExceeded; Unavailable at the end of file, after Close(), or for a malformed one.
+  // One message. DeadlineExceeded; Unavailable at the end of file, after Close(), or for a
+  // malformed one.
   absl::StatusOr<Message> Receive(SteadyTime deadline);
   absl::Status Handle(Message& message);
   absl::Status AddRegion(Message& message);

@@ -98,8 +98,8 @@ absl::StatusOr<StoreResult> NamespaceImpl::PutBytes(const StoreRequest& request,
   };
   v1::PutBlocksResponse response;
   KAVERN_RETURN_IF_ERROR(client_.Judge(
-      attachment, core.control().PutBlocks(core.Context(attachment.get(), request.deadline), next,
-                                           &response)));
+      attachment,
+      core.control().PutBlocks(core.Context(attachment.get(), request.deadline), next, &response)));
   if (response.outcomes().size() != request.keys.size()) {
     return absl::InternalError("outcomes: the daemon sent another number than keys");
   }

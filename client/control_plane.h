@@ -21,7 +21,8 @@ struct CallContext {
   SteadyTime deadline;
 };
 
-// Thread-safe. Every call ends by its deadline. Unavailable when there is no daemon: at once, not at the deadline.
+// Thread-safe. Every call ends by its deadline. Unavailable when there is no daemon: at once, not
+// at the deadline.
 class ControlPlane {
  public:
   virtual ~ControlPlane() = default;
@@ -39,7 +40,8 @@ class ControlPlane {
                                    v1::CommitStoreResponse* response) = 0;
   virtual absl::Status AbortStore(const CallContext& context, const v1::AbortStoreRequest& request,
                                   v1::AbortStoreResponse* response) = 0;
-  // `on_message` is called for every message of the stream, on the calling thread, before Fetch returns.
+  // `on_message` is called for every message of the stream, on the calling thread, before Fetch
+  // returns.
   virtual absl::Status Fetch(const CallContext& context, const v1::FetchRequest& request,
                              const std::function<void(const v1::FetchResponse&)>& on_message) = 0;
   virtual absl::Status Release(const CallContext& context, const v1::ReleaseRequest& request,

@@ -12,8 +12,9 @@
 
 namespace kavern::client {
 
-// A batch is a number of independent items, handed out one by one to the calling thread and the pool's own,
-// so that a slow one holds up nobody. Batches of several callers run one after the other. Thread-safe.
+// A batch is a number of independent items, handed out one by one to the calling thread and the
+// pool's own, so that a slow one holds up nobody. Batches of several callers run one after the
+// other. Thread-safe.
 class CopyPool {
  public:
   // `threads` >= 1 copy, the caller of Run included; so 1 starts none.
@@ -22,8 +23,8 @@ class CopyPool {
   CopyPool(const CopyPool&) = delete;
   CopyPool& operator=(const CopyPool&) = delete;
 
-  // Calls work(i) once for every i < count, from several threads at a time, and returns after the last. `work` must not throw and must
-  // not call Run.
+  // Calls work(i) once for every i < count, from several threads at a time, and returns after the
+  // last. `work` must not throw and must not call Run.
   void Run(std::size_t count, const std::function<void(std::size_t)>& work);
 
  private:

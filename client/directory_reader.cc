@@ -12,7 +12,8 @@ namespace {
 using shm::DirectoryBucketWords;
 using shm::DirectoryHeader;
 
-// How many keys ahead buckets are fetched: the table is larger than any cache, and a lookup is one line of it.
+// How many keys ahead buckets are fetched: the table is larger than any cache, and a lookup is one
+// line of it.
 constexpr std::size_t kPrefetchKeys = 8;
 
 struct KeyWords {
@@ -24,16 +25,19 @@ struct KeyWords {
   }
 };
 
-// Acquire on every word keeps the second look at word 0 behind them, as the writer's releases keep its even
-// sequence behind its words. On x86 these are plain loads.
-std::uint64_t Load(const std::uint64_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
+// Acquire on every word keeps the second look at word 0 behind them, as the writer's releases keep
+// its even sequence behind its words. On x86 these are plain loads.
+std::uint64_t Load(const std::uint64_t& word) {
+  return __atomic_load_n(&word, __ATOMIC_ACQUIRE);
+}
 
 struct BucketView {
   std::uint8_t tiers = 0;  // of the key; 0: not in this bucket
   bool passed = false;     // keys were turned away here
 };
 
-// One consistent look at a bucket. Gives up after a bounded number of changes under its eyes: that is a miss.
+// One consistent look at a bucket. Gives up after a bounded number of changes under its eyes: that
+// is a miss.
 BucketView Look(const DirectoryBucketWords& bucket, const KeyWords& key) {
   for (int attempt = 0; attempt < shm::kSequenceRetriesMax; ++attempt) {
     const std::uint64_t before = Load(bucket.words[0]);
@@ -70,8 +74,8 @@ absl::StatusOr<DirectoryReader> DirectoryReader::Create(Mapping mapping,
   if (std::memcmp(header.fingerprint, fingerprint.bytes.data(), sizeof(header.fingerprint)) != 0) {
     return refuse("of another namespace");
   }
-  const std::size_t room = (mapping.size() - shm::kDirectoryBucketsOffset) /
-                           sizeof(DirectoryBucketWords);
+  const std::size_t room =
+      (mapping.size() - shm::kDirectoryBucketsOffset) / sizeof(DirectoryBucketWords);
   if (!std::has_single_bit(header.bucket_count) || header.bucket_count > room) {
     return refuse("bucket_count is no power of two that fits");
   }
@@ -83,8 +87,8 @@ DirectoryReader::DirectoryReader(Mapping mapping, std::uint64_t generation,
     : mapping_(std::move(mapping)), generation_(generation), bucket_mask_(bucket_count - 1) {}
 
 const DirectoryBucketWords& DirectoryReader::bucket(std::uint64_t index) const {
-  const auto* buckets = reinterpret_cast<const DirectoryBucketWords*>(
-      mapping_.data() + shm::kDirectoryBucketsOffset);
+  const auto* buckets =
+      reinterpret_cast<const DirectoryBucketWords*>(mapping_.data() + shm::kDirectoryBucketsOffset);
   return buckets[index & bucket_mask_];
 }
 

@@ -13,12 +13,13 @@
 
 namespace kavern::client {
 
-// Reads memory that another process writes, and trusts none of it: the number of buckets is taken once and
-// checked against the mapping, every loop is bounded, and whatever the bytes are, the worst answer is a
-// wrong hint (a miss, or a hit that Fetch then denies). Thread-safe.
+// Reads memory that another process writes, and trusts none of it: the number of buckets is taken
+// once and checked against the mapping, every loop is bounded, and whatever the bytes are, the
+// worst answer is a wrong hint (a miss, or a hit that Fetch then denies). Thread-safe.
 class DirectoryReader {
  public:
-  // Takes a mapped segment over. PermissionDenied when the header is not that of a segment of this namespace.
+  // Takes a mapped segment over. PermissionDenied when the header is not that of a segment of this
+  // namespace.
   static absl::StatusOr<DirectoryReader> Create(Mapping mapping,
                                                 const NamespaceFingerprint& fingerprint,
                                                 std::uint64_t generation);

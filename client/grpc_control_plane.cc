@@ -32,12 +32,12 @@ class GrpcControlPlane final : public ControlPlane {
   explicit GrpcControlPlane(const std::shared_ptr<grpc::Channel>& channel)
       : kavern_(v1::Kavern::NewStub(channel)), admin_(v1::Admin::NewStub(channel)) {}
 
-#define KAVERN_CALL(stub, Method)                                                            \
-  absl::Status Method(const CallContext& call, const v1::Method##Request& request,           \
-                      v1::Method##Response* response) override {                             \
-    grpc::ClientContext context;                                                             \
-    Prepare(call, &context);                                                                 \
-    return FromGrpc((stub)->Method(&context, request, response));                            \
+#define KAVERN_CALL(stub, Method)                                                  \
+  absl::Status Method(const CallContext& call, const v1::Method##Request& request, \
+                      v1::Method##Response* response) override {                   \
+    grpc::ClientContext context;                                                   \
+    Prepare(call, &context);                                                       \
+    return FromGrpc((stub)->Method(&context, request, response));                  \
   }
   KAVERN_CALL(kavern_, OpenNamespace)
   KAVERN_CALL(kavern_, Match)

@@ -35,7 +35,7 @@ struct StoreLease::State {
   NamespaceFingerprint fingerprint;
   std::vector<StoreOutcome> outcomes;
   std::string decline_reason;
-  std::vector<Part> parts;         // one per requested key
+  std::vector<Part> parts;           // one per requested key
   std::vector<std::size_t> granted;  // indices of the granted ones, in order
 };
 
@@ -58,8 +58,8 @@ struct FetchLease::State {
   std::vector<Part> parts;  // one per requested key
   std::vector<std::size_t> damaged;
 
-  // Copies part `i` out and compares checksums; notes a damaged one. Parts may be copied from several threads at a
-  // time: `damage` is each thread's own place to note it.
+  // Copies part `i` out and compares checksums; notes a damaged one. Parts may be copied from
+  // several threads at a time: `damage` is each thread's own place to note it.
   absl::Status CopyOut(std::size_t i, std::span<const MutableBuffer> pieces, bool* damage) const;
   client::PendingRelease TakeRelease();
 };

@@ -13,9 +13,8 @@ namespace {
 
 template <typename Buffer>
 std::uint64_t TotalBytes(std::span<const Buffer> pieces) {
-  return std::accumulate(
-      pieces.begin(), pieces.end(), std::uint64_t{0},
-      [](std::uint64_t sum, const Buffer& piece) { return sum + piece.size(); });
+  return std::accumulate(pieces.begin(), pieces.end(), std::uint64_t{0},
+                         [](std::uint64_t sum, const Buffer& piece) { return sum + piece.size(); });
 }
 
 template <typename Buffer>
@@ -61,7 +60,9 @@ StoreLease& StoreLease::operator=(StoreLease&& other) noexcept {
   }
   return *this;
 }
-StoreLease::~StoreLease() { Abort(); }
+StoreLease::~StoreLease() {
+  Abort();
+}
 
 std::span<const StoreOutcome> StoreLease::outcomes() const {
   return state_ == nullptr ? std::span<const StoreOutcome>() : state_->outcomes;
@@ -159,7 +160,9 @@ FetchLease::~FetchLease() {
   state_->core->ReleaseLater(state_->TakeRelease());
 }
 
-std::size_t FetchLease::size() const { return state_ == nullptr ? 0 : state_->parts.size(); }
+std::size_t FetchLease::size() const {
+  return state_ == nullptr ? 0 : state_->parts.size();
+}
 
 absl::Status FetchLease::status(std::size_t i) const {
   if (i >= size()) return absl::InvalidArgumentError("no such key in the lease");
@@ -223,7 +226,8 @@ absl::Status FetchLease::Release() {
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
   const client::PendingRelease release = state_->TakeRelease();
   const absl::Status status = core.ReleaseNow(release, std::chrono::milliseconds(0));
-  // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does not.
+  // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does
+  // not.
   if (absl::IsDeadlineExceeded(status)) core.ReleaseLater(release);
   return status;
 }

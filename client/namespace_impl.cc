@@ -110,11 +110,12 @@ std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys) const {
   }
   v1::MatchRequest request;
   request.set_fingerprint(client::PackFingerprint(fingerprint_));
-  request.set_keys(client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
+  request.set_keys(
+      client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
   v1::MatchResponse response;
   ClientCore& core = *client_.core();
-  const absl::Status status = core.control().Match(
-      core.Context(nullptr, std::chrono::milliseconds(0)), request, &response);
+  const absl::Status status =
+      core.control().Match(core.Context(nullptr, std::chrono::milliseconds(0)), request, &response);
   return status.ok() ? std::min<std::size_t>(response.prefix_blocks(), keys.size()) : 0;
 }
 
@@ -133,8 +134,8 @@ absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request
   message.set_group(request.group);
   v1::BeginStoreResponse response;
   const CallContext context = core.Context(attachment.get(), request.deadline);
-  KAVERN_RETURN_IF_ERROR(client_.Judge(
-      attachment, core.control().BeginStore(context, message, &response)));
+  KAVERN_RETURN_IF_ERROR(
+      client_.Judge(attachment, core.control().BeginStore(context, message, &response)));
 
   auto state = std::make_unique<StoreLease::State>();
   state->core = client_.core();

@@ -20,8 +20,9 @@ class NamespaceImpl final : public Namespace {
   // `client` must outlive it. Not usable before the first OpenOn.
   NamespaceImpl(ClientImpl& client, const NamespaceSpec& spec);
 
-  // Opens the namespace in the session of `attachment` (nullptr: TCP), and waits for its directory. FailedPrecondition when the fingerprint
-  // is not the one of the first time: keys that callers hold would mean other blocks.
+  // Opens the namespace in the session of `attachment` (nullptr: TCP), and waits for its directory.
+  // FailedPrecondition when the fingerprint is not the one of the first time: keys that callers
+  // hold would mean other blocks.
   absl::Status OpenOn(const std::shared_ptr<client::Attachment>& attachment);
 
   const NamespaceFingerprint& fingerprint() const override { return fingerprint_; }
@@ -57,7 +58,8 @@ class NamespaceImpl final : public Namespace {
 
   ClientImpl& client_;
   const NamespaceSpec spec_;
-  NamespaceFingerprint fingerprint_;       // set by the first OpenOn, before anybody else sees the object
+  NamespaceFingerprint
+      fingerprint_;  // set by the first OpenOn, before anybody else sees the object
   std::atomic<std::uint32_t> keys_per_request_max_ = 1;
 
   mutable Mutex mu_;

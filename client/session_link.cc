@@ -12,8 +12,8 @@ namespace {
 constexpr std::chrono::milliseconds kBackOffMin(20);
 constexpr std::chrono::milliseconds kBackOffMax(1000);
 
-// What a caller does about a daemon that cannot be attached to is always the same: go on without the cache.
-// But a refusal is worth telling apart from absence.
+// What a caller does about a daemon that cannot be attached to is always the same: go on without
+// the cache. But a refusal is worth telling apart from absence.
 absl::Status AsCallStatus(const absl::Status& status) {
   if (absl::IsPermissionDenied(status) || absl::IsInvalidArgument(status) ||
       absl::IsResourceExhausted(status)) {
@@ -88,7 +88,9 @@ absl::StatusOr<std::shared_ptr<Attachment>> SessionLink::Current() const {
   return current_;
 }
 
-void SessionLink::Reattach(const std::shared_ptr<Attachment>& stale) { stale->Close(); }
+void SessionLink::Reattach(const std::shared_ptr<Attachment>& stale) {
+  stale->Close();
+}
 
 absl::Status SessionLink::WaitUntilAttached(std::chrono::milliseconds deadline) const {
   const auto until = std::chrono::steady_clock::now() + deadline;

@@ -20,15 +20,16 @@ namespace kavern::client {
 // Thread-safe. One thread of its own.
 class SessionLink {
  public:
-  // `on_attached` runs on the link's thread after each attach, before anybody else gets the attachment: it
-  // re-opens what was open. An error ends the attachment again.
+  // `on_attached` runs on the link's thread after each attach, before anybody else gets the
+  // attachment: it re-opens what was open. An error ends the attachment again.
   using OnAttached = std::function<absl::Status(const std::shared_ptr<Attachment>&)>;
 
   SessionLink(Attachment::Options options, OnAttached on_attached);
   // Ends the present attachment and joins the thread.
   ~SessionLink();
 
-  // The present attachment. Unavailable, at once, when there is none; says what the last attempt met.
+  // The present attachment. Unavailable, at once, when there is none; says what the last attempt
+  // met.
   absl::StatusOr<std::shared_ptr<Attachment>> Current() const;
 
   // Somebody found that the daemon does not know the session (any more): attach anew.

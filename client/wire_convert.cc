@@ -19,7 +19,9 @@ std::string PackKeys(std::span<const BlockKey> keys) {
   return std::string(reinterpret_cast<const char*>(keys.data()), keys.size_bytes());
 }
 
-std::string PackKey(const BlockKey& key) { return PackKeys({&key, 1}); }
+std::string PackKey(const BlockKey& key) {
+  return PackKeys({&key, 1});
+}
 
 std::string PackFingerprint(const NamespaceFingerprint& fingerprint) {
   return PackKey(fingerprint.RootKey());

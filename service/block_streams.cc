@@ -26,6 +26,7 @@ struct StreamTarget {
 
   const KvLayout& layout() const { return ns->spec().layout; }
   std::uint64_t part_bytes() const { return layout().PartBytes(group); }
+  std::uint64_t slot_bytes() const { return layout().SlotBytes(group); }
   std::uint32_t seed(const BlockKey& key) const {
     return PartChecksumSeed(key, layout().PartIndex(shard, group));
   }
@@ -226,8 +227,9 @@ absl::StatusOr<std::unique_ptr<RequestHandlers::Put>> RequestHandlers::BeginPut(
     return absl::InvalidArgumentError(absl::StrCat("checksums: got ", header.checksums_size(),
                                                    ", expected one per key, ", target.keys.size()));
   }
+  // Slots, not payload: a small part pins a whole one until the stream ends.
   KAVERN_ASSIGN_OR_RETURN(ByteBudget::Reservation reservation,
-                          Reserve(inflight_, target.part_bytes() * target.keys.size()));
+                          Reserve(inflight_, target.slot_bytes() * target.keys.size()));
   KAVERN_ASSIGN_OR_RETURN(
       tiers::StoreGrant grant,
       store_.BeginStore(
@@ -240,7 +242,7 @@ absl::StatusOr<std::unique_ptr<RequestHandlers::Put>> RequestHandlers::BeginPut(
 }
 
 absl::StatusOr<std::unique_ptr<RequestHandlers::Get>> RequestHandlers::BeginGet(
-    std::shared_ptr<Session> session, const v1::GetBlocksRequest& request) {
+    const std::shared_ptr<Session>& session, const v1::GetBlocksRequest& request) {
   KAVERN_RETURN_IF_ERROR(CheckNotDraining());
   KAVERN_ASSIGN_OR_RETURN(StreamTarget target,
                           ParseTarget(*session, request, limits_.keys_per_request_max));

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/status_macros.h"
 #include "proto/kavern/v1/shm_layout.h"
 #include "tiers/policy/eviction_policy.h"
@@ -17,11 +18,14 @@ using std::chrono::hours;
 using std::chrono::milliseconds;
 
 constexpr std::uint64_t kConfigFileBytesMax = kMiB;
+// A slot's number has 32 bits and a slot at least 4 KiB, so one namespace could not use much more.
+constexpr std::uint64_t kRamBytesMax = 8 * kTiB;
 // sun_path holds 108 bytes with its NUL; the attach socket's suffix must fit too.
 constexpr std::size_t kSocketPathBytesMax = 107 - (sizeof(shm::kAttachSuffix) - 1);
 
 absl::Status CheckSocketPath(const std::string& path) {
-  if (path.empty() || path.front() != '/' || path.size() > kSocketPathBytesMax) {
+  if (path.empty() || path.front() != '/' || path.size() > kSocketPathBytesMax ||
+      path.find('\0') != std::string::npos) {
     return absl::InvalidArgumentError(
         absl::StrCat("an absolute path of at most ", kSocketPathBytesMax, " bytes"));
   }
@@ -78,7 +82,7 @@ std::vector<ConfigEntry> ListenEntries(DaemonConfig::Listen& listen) {
 
 std::vector<ConfigEntry> RamEntries(DaemonConfig::Ram& ram) {
   return {
-      {"ram.capacity", ConfigEntry::Bytes{&ram.capacity_bytes, kMiB, 64 * kTiB},
+      {"ram.capacity", ConfigEntry::Bytes{&ram.capacity_bytes, kMiB, kRamBytesMax},
        "Hard cap of the RAM tier: blocks in use, free slots and regions that a client still maps. "
        "A "
        "multiple of ram.region. Refused when it cannot fit the machine or the memory cgroup."},
@@ -168,12 +172,33 @@ std::vector<std::string> CheckWhole(const DaemonConfig& config, std::string_view
       mistakes.push_back(Whole(file_name,
                                "listen.tcp.tenant: expected a tenant's name, because "
                                "listen.tcp.address is set"));
+    } else if (absl::Status status = CheckTenantName(listen.tcp_tenant); !status.ok()) {
+      mistakes.push_back(
+          Whole(file_name, absl::StrCat("listen.tcp.tenant: ", std::string(status.message()))));
     }
   }
   if (auto tenants = TenantMap::Create(config.tenants, config.operator_uids, 0); !tenants.ok()) {
     mistakes.push_back(Whole(file_name, std::string(tenants.status().message())));
   }
   return mistakes;
+}
+
+// "a.b=c" as YAML that nests as deep as the key: the table then treats it as it does a file.
+absl::StatusOr<std::string> OverrideYaml(const std::string& override) {
+  const std::size_t equals = override.find('=');
+  if (equals == std::string::npos || equals == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--set: got \"", override, "\", expected key=value, as in ram.capacity=8GiB"));
+  }
+  std::string yaml;
+  std::string indent;
+  for (const absl::string_view word : absl::StrSplit(override.substr(0, equals), '.')) {
+    absl::StrAppend(&yaml, yaml.empty() ? "" : "\n", indent, word, ":");
+    indent += "  ";
+  }
+  const std::string value = override.substr(equals + 1);
+  absl::StrAppend(&yaml, " ", value.empty() ? "\"\"" : value, "\n");
+  return yaml;
 }
 
 }  // namespace
@@ -212,9 +237,15 @@ ConfigTable MakeConfigTable(DaemonConfig& config) {
   return ConfigTable(std::move(entries));
 }
 
-absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::string_view file_name) {
+absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::string_view file_name,
+                                               const ConfigOverrides& overrides) {
   DaemonConfig config;
-  KAVERN_RETURN_IF_ERROR(MakeConfigTable(config).Parse(yaml, file_name));
+  const ConfigTable table = MakeConfigTable(config);
+  KAVERN_RETURN_IF_ERROR(table.Parse(yaml, file_name));
+  for (const std::string& override : overrides) {
+    KAVERN_ASSIGN_OR_RETURN(const std::string override_yaml, OverrideYaml(override));
+    KAVERN_RETURN_IF_ERROR(table.Parse(override_yaml, "--set " + override));
+  }
   const std::vector<std::string> mistakes = CheckWhole(config, file_name);
   if (!mistakes.empty()) return absl::InvalidArgumentError(absl::StrJoin(mistakes, "\n"));
   if (config.limits.lease_bytes_per_session_max == 0) {
@@ -223,17 +254,20 @@ absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::strin
   return config;
 }
 
-absl::StatusOr<DaemonConfig> LoadDaemonConfig(const std::string& path) {
+absl::StatusOr<DaemonConfig> LoadDaemonConfig(const std::string& path,
+                                              const ConfigOverrides& overrides) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened for reading"));
   std::string text(kConfigFileBytesMax + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<std::size_t>(file.gcount()));
+  // A directory opens, and then has nothing to read.
+  if (file.bad()) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
   if (text.size() > kConfigFileBytesMax) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": larger than ", FormatBytes(kConfigFileBytesMax)));
   }
-  return ParseDaemonConfig(text, path);
+  return ParseDaemonConfig(text, path, overrides);
 }
 
 }  // namespace kavern::service

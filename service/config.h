@@ -78,8 +78,14 @@ ConfigTable MakeConfigTable(DaemonConfig& config);
 // Parses, then checks what no single entry can (ram.capacity a multiple of ram.region, TCP on
 // loopback, TCP needs a tenant, ...). InvalidArgument: one mistake a line, each with file, line and
 // column where it has one.
-absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::string_view file_name);
-absl::StatusOr<DaemonConfig> LoadDaemonConfig(const std::string& path);
+//
+// `overrides`, "ram.capacity=8GiB" each, replace what the file says, in order.
+using ConfigOverrides = std::vector<std::string>;
+absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::string_view file_name,
+                                               const ConfigOverrides& overrides = {});
+// NotFound when the file cannot be opened.
+absl::StatusOr<DaemonConfig> LoadDaemonConfig(const std::string& path,
+                                              const ConfigOverrides& overrides = {});
 
 }  // namespace kavern::service
 

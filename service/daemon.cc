@@ -180,9 +180,9 @@ class DaemonImpl final : public Daemon {
       SessionLimits limits;
       limits.leases_max = config_.limits.leases_per_session_max;
       limits.namespaces_max = config_.limits.namespaces_per_session_max;
-      tcp_session_ = std::make_shared<Session>(token, config_.listen.tcp_tenant, false,
-                                               PeerCredentials{}, "tcp", UniqueFd(), limits,
-                                               Clock::System().Now());
+      tcp_session_ =
+          std::make_shared<Session>(token, config_.listen.tcp_tenant, false, PeerCredentials{},
+                                    "tcp", UniqueFd(), limits, Clock::System().Now());
       options.tcp_session = tcp_session_;
     }
     KAVERN_ASSIGN_OR_RETURN(grpc_, GrpcServer::Create(options, *handlers_, sessions_, calls_));
@@ -246,8 +246,8 @@ class DaemonImpl final : public Daemon {
     }
   }
 
-  // Each degradation once when it begins and once when it ends. Numbers in the sentence move: its kind, up
-  // to the colon, does not.
+  // Each degradation once when it begins and once when it ends. Numbers in the sentence move: its
+  // kind, up to the colon, does not.
   static void LogDegradedChange(const std::vector<std::string>& before,
                                 const std::vector<std::string>& after, bool begins) {
     const auto kind = [](const std::string& sentence) {

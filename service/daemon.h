@@ -12,21 +12,22 @@
 
 namespace kavern::service {
 
-// Start-up order: memory, attach socket, store, gRPC, HTTP; the RAM tier fills in the background. Ending goes
-// the other way round. Not thread-safe, but for BeginDrain.
+// Start-up order: memory, attach socket, store, gRPC, HTTP; the RAM tier fills in the background.
+// Ending goes the other way round. Not thread-safe, but for BeginDrain.
 class Daemon {
  public:
-  // Serving when it returns. Refuses what can never work (InvalidArgument with the numbers: capacity, sockets, addresses), and
-  // what another process holds (AlreadyExists).
+  // Serving when it returns. Refuses what can never work (InvalidArgument with the numbers:
+  // capacity, sockets, addresses), and what another process holds (AlreadyExists).
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const DaemonConfig& config);
   // Stops what still runs, without waiting for anybody.
   virtual ~Daemon() = default;
 
-  // Says to clients, health checks and load balancers that the daemon is going: no new stores and fetches,
-  // calls in progress and leases may end.
+  // Says to clients, health checks and load balancers that the daemon is going: no new stores and
+  // fetches, calls in progress and leases may end.
   virtual void BeginDrain() = 0;
 
-  // Waits until no call is in progress and no lease is held, at most `timeout`. False: some still were.
+  // Waits until no call is in progress and no lease is held, at most `timeout`. False: some still
+  // were.
   virtual bool WaitUntilDrained(std::chrono::milliseconds timeout) = 0;
 
   virtual int http_port() const = 0;  // 0: off

@@ -30,6 +30,11 @@ class HttpServerImpl final : public HttpServer {
     server_.set_write_timeout(kTimeoutSeconds);
     server_.set_keep_alive_max_count(16);
     server_.set_payload_max_length(4096);
+    // httplib's own options let a second daemon share the port, and each scrape meet either.
+    server_.set_socket_options([](socket_t socket) {
+      const int on = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    });
     server_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
       response.set_content(pages_.metrics(), "text/plain; version=0.0.4; charset=utf-8");
     });

@@ -51,6 +51,8 @@ void StartLogging(const std::string& level, const std::string& format) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-void StopLogging() { spdlog::shutdown(); }
+void StopLogging() {
+  spdlog::shutdown();
+}
 
 }  // namespace kavern::service

@@ -6,8 +6,8 @@
 
 namespace kavern::service {
 
-// Messages go to stderr, asynchronously: a full pipe never holds up a call. `level` and `format` as in the
-// configuration (log.level, log.format).
+// Messages go to stderr, asynchronously: a full pipe never holds up a call. `level` and `format` as
+// in the configuration (log.level, log.format).
 void StartLogging(const std::string& level, const std::string& format);
 
 // Writes out what is queued. No logging after it.

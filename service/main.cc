@@ -1,5 +1,5 @@
-// kavernd: the daemon's process. Exit codes: 0 a clean end, 1 it could not start or not drain in time,
-// 2 bad arguments or configuration.
+// kavernd: the daemon's process. Exit codes: 0 a clean end, 1 it could not start or not drain in
+// time, 2 bad arguments or configuration.
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -22,7 +22,8 @@ constexpr int kExitOk = 0;
 constexpr int kExitFailed = 1;
 constexpr int kExitUsage = 2;
 
-// Blocks the signals that end the daemon in every thread, so that Wait below is the only one to get them.
+// Blocks the signals that end the daemon in every thread, so that Wait below is the only one to get
+// them.
 sigset_t BlockEndingSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -59,9 +60,11 @@ int Serve(const DaemonConfig& config) {
 int Main(int argc, char** argv) {
   CLI::App app("kavernd keeps KV-cache blocks for the inference workers of this node.");
   std::string config_path;
+  ConfigOverrides overrides;
   bool check_config = false;
   bool print_config = false;
   app.add_option("-c,--config", config_path, "YAML configuration; without it, the defaults");
+  app.add_option("--set", overrides, "key=value in place of what the file says; may be repeated");
   app.add_flag("--check-config", check_config, "Read the configuration, say what is wrong, end");
   app.add_flag("--print-config", print_config,
                "Print the configuration in effect, with every key explained, and end");
@@ -73,8 +76,8 @@ int Main(int argc, char** argv) {
     return code == 0 ? kExitOk : kExitUsage;
   }
 
-  auto config = config_path.empty() ? ParseDaemonConfig("", "defaults")
-                                    : LoadDaemonConfig(config_path);
+  auto config = config_path.empty() ? ParseDaemonConfig("", "defaults", overrides)
+                                    : LoadDaemonConfig(config_path, overrides);
   if (!config.ok()) {
     std::fprintf(stderr, "%s\n", std::string(config.status().message()).c_str());
     return kExitUsage;
@@ -93,4 +96,6 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace kavern::service
 
-int main(int argc, char** argv) { return kavern::service::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return kavern::service::Main(argc, argv);
+}

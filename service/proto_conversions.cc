@@ -196,7 +196,7 @@ void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {
 void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto) {
   const tiers::RegionPool::Status& pool = status.pool;
   proto->set_capacity_bytes(pool.capacity_bytes);
-  proto->set_populated_bytes(pool.existing_bytes);
+  proto->set_populated_bytes(pool.existing_bytes - pool.making_bytes);
   proto->set_assigned_bytes(status.assigned_bytes);
   proto->set_used_bytes(status.used_bytes);
   proto->set_leased_bytes(status.leased_bytes);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <span>
+#include <tuple>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -71,6 +72,8 @@ absl::StatusOr<std::vector<ParsedSuspect>> ParseSuspects(const Session& session,
                      ", expected at most keys_per_request_max = ", keys_max));
   }
   std::vector<ParsedSuspect> suspects;
+  absl::flat_hash_set<std::tuple<NamespaceFingerprint, BlockKey, std::uint32_t, std::uint32_t>>
+      seen;
   for (const v1::ReleaseRequest::Suspect& proto : request.suspects()) {
     KAVERN_ASSIGN_OR_RETURN(const NamespaceFingerprint fingerprint,
                             ParseFingerprint(proto.fingerprint()));
@@ -79,6 +82,13 @@ absl::StatusOr<std::vector<ParsedSuspect>> ParseSuspects(const Session& session,
     KAVERN_ASSIGN_OR_RETURN(suspect.key, ParseKey("suspects.key", proto.key()));
     suspect.shard = proto.shard();
     suspect.group = proto.group();
+    const KvLayout& layout = suspect.ns->spec().layout;
+    if (suspect.shard >= layout.shard_count || suspect.group >= layout.groups.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("suspects: got shard ", suspect.shard, ", group ", suspect.group,
+                       ", expected less than ", layout.shard_count, ", ", layout.groups.size()));
+    }
+    if (!seen.emplace(fingerprint, suspect.key, suspect.shard, suspect.group).second) continue;
     suspects.push_back(std::move(suspect));
   }
   return suspects;
@@ -114,8 +124,7 @@ absl::Status RequestHandlers::OpenNamespace(Session& session,
   KAVERN_ASSIGN_OR_RETURN(tiers::NamespaceRef ns, store_.OpenNamespace(session.tenant(), spec));
   const NamespaceFingerprint fingerprint = ns.fingerprint();
   KAVERN_ASSIGN_OR_RETURN(const bool is_new, session.AddNamespace(std::move(ns)));
-  KAVERN_ASSIGN_OR_RETURN(const Session::SharedNamespace added,
-                          session.FindNamespace(fingerprint));
+  KAVERN_ASSIGN_OR_RETURN(const Session::SharedNamespace added, session.FindNamespace(fingerprint));
   if (session.shares_memory()) {
     // After it was added, so that the announcement, and whatever follows it, reaches this session.
     if (is_new) store_.AnnounceDirectory(*added);
@@ -239,7 +248,12 @@ absl::Status RequestHandlers::Release(Session& session, const v1::ReleaseRequest
   response->set_released(released);
   response->set_unknown(static_cast<std::uint32_t>(request.lease_ids_size()) - released);
   std::uint32_t dropped = 0;
+  std::uint64_t bytes_left = limits_.inflight_bytes_max;
   for (const ParsedSuspect& suspect : suspects) {
+    const std::uint64_t bytes = suspect.ns->spec().layout.PartBytes(suspect.group);
+    // What is left over stays a suspect of whoever reads it next.
+    if (bytes > bytes_left && bytes_left < limits_.inflight_bytes_max) break;
+    bytes_left -= std::min(bytes, bytes_left);
     auto damaged = store_.CheckSuspect(*suspect.ns, suspect.key, suspect.shard, suspect.group);
     if (!damaged.ok() && !absl::IsNotFound(damaged.status())) return damaged.status();
     dropped += damaged.ok() && *damaged ? 1 : 0;

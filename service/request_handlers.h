@@ -67,7 +67,9 @@ class RequestHandlers {
   // The whole answer: with RAM only, everything is readable at once.
   absl::Status Fetch(Session& session, const v1::FetchRequest& request,
                      v1::FetchResponse* response);
-  // Checks the request as a whole first, then ends the leases, then looks at the suspects.
+  // Checks the request as a whole first, then ends the leases, then looks at the suspects: each
+  // once, the first always, and no more than inflight_bytes_max of them (a call must end, however
+  // much it names).
   absl::Status Release(Session& session, const v1::ReleaseRequest& request,
                        v1::ReleaseResponse* response);
 
@@ -97,7 +99,7 @@ class RequestHandlers {
     // answered DATA_LOSS.
     virtual bool Next(v1::GetBlocksResponse* response) = 0;
   };
-  absl::StatusOr<std::unique_ptr<Get>> BeginGet(std::shared_ptr<Session> session,
+  absl::StatusOr<std::unique_ptr<Get>> BeginGet(const std::shared_ptr<Session>& session,
                                                 const v1::GetBlocksRequest& request);
 
   // Operators see the node; everybody else sees what follows from their own tenant's namespaces and

@@ -39,7 +39,9 @@ std::uint64_t GroupSlots::FreeOutside(RegionOrdinal ordinal) const {
   return free_count() - (slots_per_region() - UsedIn(ordinal));
 }
 
-std::optional<SlotId> GroupSlots::Reserve() { return ReserveOutside(kNoRegion); }
+std::optional<SlotId> GroupSlots::Reserve() {
+  return ReserveOutside(kNoRegion);
+}
 
 std::optional<SlotId> GroupSlots::ReserveOutside(RegionOrdinal avoid) {
   const std::optional<SlotId> slot =

@@ -19,9 +19,9 @@
 
 namespace kavern::tiers {
 
-// A slot is in use while it has an owner (a committed part of a block) or a pin (a lease, or a copy in
-// progress), and free otherwise. So a part that is dropped under a lease leaves a slot that only pins hold,
-// and the last of them frees it (P4, P5).
+// A slot is in use while it has an owner (a committed part of a block) or a pin (a lease, or a copy
+// in progress), and free otherwise. So a part that is dropped under a lease leaves a slot that only
+// pins hold, and the last of them frees it (P4, P5).
 class GroupSlots {
  public:
   struct Owner {
@@ -29,12 +29,14 @@ class GroupSlots {
     std::uint32_t part = 0;
   };
 
-  // Sizes in bytes: of a part's payload, of the slot around it, and of a region, which holds one slot at least.
+  // Sizes in bytes: of a part's payload, of the slot around it, and of a region, which holds one
+  // slot at least.
   GroupSlots(std::uint64_t part_bytes, std::uint64_t slot_bytes, std::uint64_t region_bytes);
 
   // ---- Regions ----
   struct Grant {
-    UseSequence last_use = 0;  // of the store at that moment: what the region counts as while it is empty
+    UseSequence last_use =
+        0;  // of the store at that moment: what the region counts as while it is empty
     SteadyTime time{};
     bool used = false;  // a slot of it was reserved since
   };

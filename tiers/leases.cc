@@ -19,9 +19,15 @@ void NamespaceRef::Reset() {
   ns_.reset();
 }
 
-const NamespaceFingerprint& NamespaceRef::fingerprint() const { return ns_->fingerprint(); }
-const NamespaceSpec& NamespaceRef::spec() const { return ns_->spec(); }
-const std::string& NamespaceRef::tenant() const { return ns_->tenant(); }
+const NamespaceFingerprint& NamespaceRef::fingerprint() const {
+  return ns_->fingerprint();
+}
+const NamespaceSpec& NamespaceRef::spec() const {
+  return ns_->spec();
+}
+const std::string& NamespaceRef::tenant() const {
+  return ns_->tenant();
+}
 
 ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
   if (this == &other) return *this;

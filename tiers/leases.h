@@ -1,7 +1,7 @@
 // What the store hands out: a share in a namespace, a right to read, a right to write.
 //
-// All are move-only and give back what they hold when they are destroyed; none may outlive the store. One
-// object is used by one thread at a time; different objects from any threads.
+// All are move-only and give back what they hold when they are destroyed; none may outlive the
+// store. One object is used by one thread at a time; different objects from any threads.
 #ifndef KAVERN_TIERS_LEASES_H_
 #define KAVERN_TIERS_LEASES_H_
 
@@ -43,8 +43,8 @@ class NamespaceRef {
   std::shared_ptr<NamespaceStore> ns_;  // shared with the store's table; dies with the last of both
 };
 
-// Pins the parts that it names, wherever they are. A block that is dropped meanwhile keeps its bytes in place
-// until the lease ends (P4).
+// Pins the parts that it names, wherever they are. A block that is dropped meanwhile keeps its
+// bytes in place until the lease ends (P4).
 class ReadLease {
  public:
   struct Part {
@@ -77,7 +77,8 @@ class ReadLease {
   std::vector<Pinned> pinned_;  // parallel to parts_
 };
 
-// Extents to fill, one per granted block, in request order. Destroying it gives back what was not committed.
+// Extents to fill, one per granted block, in request order. Destroying it gives back what was not
+// committed.
 class WriteLease {
  public:
   WriteLease() = default;

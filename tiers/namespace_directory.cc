@@ -14,16 +14,16 @@ namespace {
 
 constexpr std::uint64_t kKeysExpectedMin = 256;
 
-// Whether a segment that refuses a key is short of room. Keys made to crowd a few buckets are refused by any
-// size: they stay unlisted, or a hostile client could make the directory grow for ever.
+// Whether a segment that refuses a key is short of room. Keys made to crowd a few buckets are
+// refused by any size: they stay unlisted, or a hostile client could make the directory grow for
+// ever.
 bool IsFull(const DirectorySegment& segment) {
   return segment.entries() >= segment.capacity() / 4 * 3;
 }
 
 }  // namespace
 
-NamespaceDirectory::NamespaceDirectory(const NamespaceFingerprint& fingerprint,
-                                       StoreShared& shared)
+NamespaceDirectory::NamespaceDirectory(const NamespaceFingerprint& fingerprint, StoreShared& shared)
     : fingerprint_(fingerprint), shared_(shared) {}
 
 void NamespaceDirectory::Publish(const BlockKey& key, const BlockIndex& index) {
@@ -59,9 +59,8 @@ void NamespaceDirectory::Announce() {
 }
 
 void NamespaceDirectory::Rebuild(const BlockIndex& index) {
-  auto successor = DirectorySegment::Create(
-      fingerprint_, ++shared_.last_directory_generation,
-      std::max(kKeysExpectedMin, 2 * index.visible_count()));
+  auto successor = DirectorySegment::Create(fingerprint_, ++shared_.last_directory_generation,
+                                            std::max(kKeysExpectedMin, 2 * index.visible_count()));
   bool lacks_keys = false;
   if (successor.ok()) {
     for (const BlockId id : index.AllBlocks()) {

@@ -1,5 +1,5 @@
-// The directory of one namespace through its segments' lives: made with the first visible block, succeeded by
-// a larger one when it is full, gone when the namespace is empty.
+// The directory of one namespace through its segments' lives: made with the first visible block,
+// succeeded by a larger one when it is full, gone when the namespace is empty.
 //
 // Not thread-safe: the store's lock guards it.
 #ifndef KAVERN_TIERS_NAMESPACE_DIRECTORY_H_
@@ -16,8 +16,9 @@
 
 namespace kavern::tiers {
 
-// A directory never names a block that is not visible. It may lack some that are: when the kernel refuses a
-// segment, until Retry() succeeds; and keys made to crowd a bucket. Clients then see misses that are none.
+// A directory never names a block that is not visible. It may lack some that are: when the kernel
+// refuses a segment, until Retry() succeeds; and keys made to crowd a bucket. Clients then see
+// misses that are none.
 class NamespaceDirectory {
  public:
   NamespaceDirectory(const NamespaceFingerprint& fingerprint, StoreShared& shared);

@@ -65,9 +65,8 @@ absl::StatusOr<NamespaceStore::Chain> NamespaceStore::LookUp(const BlockKey& par
   if (parent != fingerprint_.RootKey()) {
     chain.parent = index_.Find(parent);
     if (chain.parent == kNoBlock) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("parent: ", parent.ToHex(),
-                       " is not cached (any more); store from an earlier block"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "parent: ", parent.ToHex(), " is not cached (any more); store from an earlier block"));
     }
   }
   chain.blocks.reserve(keys.size());
@@ -75,9 +74,9 @@ absl::StatusOr<NamespaceStore::Chain> NamespaceStore::LookUp(const BlockKey& par
   for (std::size_t i = 0; i < keys.size(); previous = &keys[i++]) {
     const BlockId id = index_.Find(keys[i]);
     if (id != kNoBlock && index_.ParentKeyOf(id) != *previous) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "keys[", i, "]: ", keys[i].ToHex(), " is known as a child of ",
-          index_.ParentKeyOf(id).ToHex(), ", expected ", previous->ToHex()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("keys[", i, "]: ", keys[i].ToHex(), " is known as a child of ",
+                       index_.ParentKeyOf(id).ToHex(), ", expected ", previous->ToHex()));
     }
     chain.blocks.push_back(id);
   }
@@ -193,7 +192,8 @@ void NamespaceStore::Forget(BlockId id) {
 
 std::uint64_t NamespaceStore::DropAll() {
   const std::uint64_t visible = index_.visible_count();
-  // Children of what is forgotten wait as orphans for a moment: they are not counted, none of them stays.
+  // Children of what is forgotten wait as orphans for a moment: they are not counted, none of them
+  // stays.
   for (const BlockId id : index_.AllBlocks()) {
     if (index_.IsVisible(id)) directory_.Erase(index_.KeyOf(id));
     Forget(id);

@@ -1,7 +1,7 @@
 // Everything about one namespace: its blocks, the slots that hold their parts, its directory.
 //
-// Not thread-safe: the store's lock guards it, but for what is fixed after construction. Does no I/O and
-// copies no payload.
+// Not thread-safe: the store's lock guards it, but for what is fixed after construction. Does no
+// I/O and copies no payload.
 #ifndef KAVERN_TIERS_NAMESPACE_STORE_H_
 #define KAVERN_TIERS_NAMESPACE_STORE_H_
 
@@ -51,7 +51,8 @@ class NamespaceStore {
   // kNoBlock: absent or not visible.
   BlockId FindVisible(const BlockKey& key) const;
 
-  // A pinned part. The block is alive as long as its ref is; the slot keeps its bytes until it is unpinned.
+  // A pinned part. The block is alive as long as its ref is; the slot keeps its bytes until it is
+  // unpinned.
   struct Pin {
     BlockRef block;
     SlotId slot = kNoSlot;
@@ -70,10 +71,11 @@ class NamespaceStore {
     BlockId parent = kNoBlock;
     std::vector<BlockId> blocks;
   };
-  // InvalidArgument: the parent is neither root nor in the index; a key that is known has another parent than
-  // the one before it.
+  // InvalidArgument: the parent is neither root nor in the index; a key that is known has another
+  // parent than the one before it.
   absl::StatusOr<Chain> LookUp(const BlockKey& parent, std::span<const BlockKey> keys) const;
-  // While a chain is protected none of its blocks is evicted. Each Protect is matched by one Unprotect.
+  // While a chain is protected none of its blocks is evicted. Each Protect is matched by one
+  // Unprotect.
   void Protect(const Chain& chain);
   void Unprotect(const Chain& chain);
   bool HasPart(BlockId id, std::uint32_t part) const;
@@ -121,8 +123,9 @@ class NamespaceStore {
   // An empty namespace keeps neither regions nor a directory.
   void RetireIfEmpty();
 
-  // A region that could be given up, and how recently it was of use. No slot of it is pinned. One that no block
-  // was in yet stays with its namespace if it came after `granted_before`: or it might never get to use it.
+  // A region that could be given up, and how recently it was of use. No slot of it is pinned. One
+  // that no block was in yet stays with its namespace if it came after `granted_before`: or it
+  // might never get to use it.
   struct Surplus {
     RegionOrdinal ordinal;
     UseSequence last_use;
@@ -149,12 +152,13 @@ class NamespaceStore {
   void RetireRegion(std::uint32_t group, RegionOrdinal ordinal);
 
   // ---- The store's own notes ----
-  // Since it last asked for a region the group has evicted as much as one holds: perhaps it should get one.
+  // Since it last asked for a region the group has evicted as much as one holds: perhaps it should
+  // get one.
   bool EvictedARegionsWorth(std::uint32_t group) const {
     return notes_[group].evictions_since_asked >= groups_[group].slots_per_region();
   }
   struct GroupNotes {
-    bool wants_region = false;             // is in the rebalancer's queue
+    bool wants_region = false;  // is in the rebalancer's queue
     std::uint64_t evictions_since_asked = 0;
   };
   GroupNotes& notes(std::uint32_t group) { return notes_[group]; }
@@ -184,8 +188,8 @@ class NamespaceStore {
   bool IsIncomplete(BlockRef ref) const;
   void NoteIncomplete(BlockRef ref, SteadyTime now);
   void Forget(BlockId id);
-  // Evicts a few blocks where the group's other regions lack room for what the region holds. False: nothing left
-  // to evict.
+  // Evicts a few blocks where the group's other regions lack room for what the region holds. False:
+  // nothing left to evict.
   bool MakeRoomOutside(std::uint32_t group, RegionOrdinal ordinal);
   std::string AuditParts(std::uint32_t part_count, std::uint64_t* owned) const;
 
@@ -199,7 +203,8 @@ class NamespaceStore {
   NamespaceDirectory directory_;
   std::vector<GroupSlots> groups_;
   std::vector<GroupNotes> notes_;
-  // By age. Blocks that are complete or gone by now are skipped, and swept out when they are the most.
+  // By age. Blocks that are complete or gone by now are skipped, and swept out when they are the
+  // most.
   std::deque<Incomplete> incomplete_;
   std::uint64_t read_pins_ = 0;   // held by read leases
   std::uint64_t write_pins_ = 0;  // held by write leases

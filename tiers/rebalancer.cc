@@ -1,9 +1,10 @@
 // The background of TieredStore: moves memory to the namespaces that lack it.
 //
-// One region at a time. The donor is whoever has the block that was used longest ago (an empty region counts as
-// used when it was granted). Its least used blocks are evicted until those of its emptiest region fit elsewhere;
-// they are copied there, outside the lock; the region is retired, and the pool makes a fresh one once every
-// session has unmapped it, so that no byte goes from one namespace to another.
+// One region at a time. The donor is whoever has the block that was used longest ago (an empty
+// region counts as used when it was granted). Its least used blocks are evicted until those of its
+// emptiest region fit elsewhere; they are copied there, outside the lock; the region is retired,
+// and the pool makes a fresh one once every session has unmapped it, so that no byte goes from one
+// namespace to another.
 
 #include <algorithm>
 #include <cstring>
@@ -132,8 +133,7 @@ bool TieredStore::RegionIsComingLocked() {
   if (pool.existing_bytes + pool.region_bytes <= pool.capacity_bytes && pool.waiting_for.empty()) {
     return true;
   }
-  const std::uint64_t at_rest =
-      pool.ready_bytes + shared_.assigned_regions * pool.region_bytes;
+  const std::uint64_t at_rest = pool.ready_bytes + shared_.assigned_regions * pool.region_bytes;
   const SteadyTime now = options_.clock->Now();
   if (pool.existing_bytes <= at_rest) {
     waiting_since_.reset();
@@ -162,10 +162,9 @@ std::optional<TieredStore::Donor> TieredStore::FindDonorLocked(const RegionReque
     for (std::uint32_t group = 0; group < ns->layout().groups.size(); ++group) {
       const auto surplus = ns->FindSurplus(group, granted_before);
       if (!surplus.has_value() || surplus->last_use >= bound) continue;
-      const bool blocked =
-          std::find(blocked_donors_.begin(), blocked_donors_.end(),
-                    std::pair<const NamespaceStore*, std::uint32_t>(ns.get(), group)) !=
-          blocked_donors_.end();
+      const bool blocked = std::find(blocked_donors_.begin(), blocked_donors_.end(),
+                                     std::pair<const NamespaceStore*, std::uint32_t>(
+                                         ns.get(), group)) != blocked_donors_.end();
       if (blocked) continue;
       bound = surplus->last_use;
       const Region* region = ns->group(group).RegionAt(surplus->ordinal);

@@ -19,7 +19,8 @@ struct StoreShared {
   StoreCounters counters = {};
   UseSequence last_use = 0;
   std::uint64_t assigned_regions = 0;  // owned by a namespace
-  // One count for all namespaces: a namespace that is forgotten and opened again still only counts up.
+  // One count for all namespaces: a namespace that is forgotten and opened again still only counts
+  // up.
   std::uint64_t last_directory_generation = 0;
 
   // Given up, and to be destroyed outside the lock: unmapping takes the kernel milliseconds.

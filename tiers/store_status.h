@@ -46,16 +46,17 @@ struct StoreCounters {
 
 struct StoreStatus {
   RegionPool::Status pool;
-  std::uint64_t assigned_bytes = 0;   // of regions that a namespace owns
-  std::uint64_t used_bytes = 0;       // of slots that hold or are reserved for a part
-  std::uint64_t leased_bytes = 0;     // of slots under a read or write lease
-  std::uint64_t index_bytes = 0;      // memory of indices and policies
+  std::uint64_t assigned_bytes = 0;  // of regions that a namespace owns
+  std::uint64_t used_bytes = 0;      // of slots that hold or are reserved for a part
+  std::uint64_t leased_bytes = 0;    // of slots under a read or write lease
+  std::uint64_t index_bytes = 0;     // memory of indices and policies
   std::uint64_t directory_bytes = 0;
   std::uint64_t namespaces = 0;
   std::uint64_t namespaces_degraded = 0;  // whose directory lacks blocks
   std::uint64_t blocks = 0;
 
-  // Of regions given up that a session still maps. Its terms are read at different moments: never below nothing.
+  // Of regions given up that a session still maps. Its terms are read at different moments: never
+  // below nothing.
   std::uint64_t RetiredBytes() const {
     const std::uint64_t in_order = pool.ready_bytes + pool.making_bytes + assigned_bytes;
     return pool.existing_bytes > in_order ? pool.existing_bytes - in_order : 0;

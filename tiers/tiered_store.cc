@@ -53,8 +53,7 @@ absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOpti
         absl::StrCat("eviction policy: got \"", options.eviction_policy, "\", which is unknown"));
   }
   KAVERN_ASSIGN_OR_RETURN(auto pool, RegionPool::Create(options.ram));
-  return std::unique_ptr<TieredStore>(
-      new TieredStore(std::move(options), events, std::move(pool)));
+  return std::unique_ptr<TieredStore>(new TieredStore(std::move(options), events, std::move(pool)));
 }
 
 TieredStore::TieredStore(TieredStoreOptions options, StoreEvents& events,
@@ -137,8 +136,7 @@ absl::StatusOr<StoreGrant> TieredStore::BeginStore(const NamespaceRef& ns,
                                                    const StoreRequest& request) {
   const NamespaceStore& fixed = *ns.ns_;
   KAVERN_RETURN_IF_ERROR(CheckPart(fixed.layout(), request.shard, request.group));
-  KAVERN_RETURN_IF_ERROR(
-      CheckKeys(fixed.fingerprint().RootKey(), request.parent, request.keys));
+  KAVERN_RETURN_IF_ERROR(CheckKeys(fixed.fingerprint().RootKey(), request.parent, request.keys));
   MutexLock lock(mu_);
   KAVERN_ASSIGN_OR_RETURN(const NamespaceStore::Chain chain,
                           ns.ns_->LookUp(request.parent, request.keys));
@@ -150,8 +148,7 @@ absl::StatusOr<StoreGrant> TieredStore::BeginStore(const NamespaceRef& ns,
 }
 
 StoreGrant TieredStore::GrantLocked(const std::shared_ptr<NamespaceStore>& ns,
-                                    const StoreRequest& request,
-                                    std::span<const BlockId> blocks) {
+                                    const StoreRequest& request, std::span<const BlockId> blocks) {
   const std::uint32_t part = ns->layout().PartIndex(request.shard, request.group);
   const std::uint64_t slot_bytes = ns->layout().SlotBytes(request.group);
   const std::uint64_t grants_max = request.grant_bytes_max / slot_bytes;
@@ -268,8 +265,7 @@ void TieredStore::EndWrite(WriteLease& lease) {
 
 absl::StatusOr<FetchResult> TieredStore::Fetch(const NamespaceRef& ns,
                                                std::span<const BlockKey> keys, std::uint32_t shard,
-                                               std::uint32_t group,
-                                               std::uint64_t lease_bytes_max) {
+                                               std::uint32_t group, std::uint64_t lease_bytes_max) {
   KAVERN_RETURN_IF_ERROR(CheckPart(ns.ns_->layout(), shard, group));
   if (keys.empty()) return absl::InvalidArgumentError("keys: got none, expected at least one");
   FetchResult result;  // before the lock: a lease that is given up takes it
@@ -283,9 +279,9 @@ absl::StatusOr<FetchResult> TieredStore::Fetch(const NamespaceRef& ns,
     visible += blocks.back() != kNoBlock ? 1 : 0;
   }
   if (visible > parts_max) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("lease quota: ", visible, " blocks are there, the session may pin ",
-                     parts_max, " more of this size"));
+    return absl::ResourceExhaustedError(absl::StrCat("lease quota: ", visible,
+                                                     " blocks are there, the session may pin ",
+                                                     parts_max, " more of this size"));
   }
   PinLocked(ns.ns_, blocks, shard, group, &result);
   const std::vector<ReadLease::Pinned>& pinned = result.lease.pinned_;
@@ -440,8 +436,8 @@ absl::Status TieredStore::Audit() const {
   for (const auto& [fingerprint, ns] : namespaces_) {
     KAVERN_RETURN_IF_ERROR(ns->Audit());
     if (ns->IsEmpty() && ns->refs == 0) {
-      return absl::InternalError(
-          absl::StrCat("namespace ", fingerprint.ToHex(), " is empty and closed, but not forgotten"));
+      return absl::InternalError(absl::StrCat("namespace ", fingerprint.ToHex(),
+                                              " is empty and closed, but not forgotten"));
     }
     regions += ns->region_count();
   }
@@ -451,9 +447,9 @@ absl::Status TieredStore::Audit() const {
   }
   if (regions * pool.region_bytes + pool.ready_bytes > pool.existing_bytes ||
       pool.existing_bytes > pool.capacity_bytes) {
-    return absl::InternalError(absl::StrCat(
-        "regions: ", regions, " assigned and ", pool.ready_bytes, " bytes ready of ",
-        pool.existing_bytes, " existing, at most ", pool.capacity_bytes));
+    return absl::InternalError(
+        absl::StrCat("regions: ", regions, " assigned and ", pool.ready_bytes, " bytes ready of ",
+                     pool.existing_bytes, " existing, at most ", pool.capacity_bytes));
   }
   return absl::OkStatus();
 }

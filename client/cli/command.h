@@ -25,13 +25,13 @@ enum ExitCode : int {
 struct GlobalOptions {
   std::string address = "unix:///run/kavern/kavern.sock";  // also KAVERN_ADDRESS
   std::string tenant;                                      // also KAVERN_TENANT
-  bool json = false;                                       // one JSON object on stdout, nothing else
+  bool json = false;  // one JSON object on stdout, nothing else
   std::chrono::milliseconds deadline{5000};
 };
 
-// A subcommand adds itself to `app` and sets `run` from its callback; main calls `run` after parsing.
-// Everything it captures must live as long as the process's main: Register functions keep their options in
-// a shared_ptr that the lambdas hold.
+// A subcommand adds itself to `app` and sets `run` from its callback; main calls `run` after
+// parsing. Everything it captures must live as long as the process's main: Register functions keep
+// their options in a shared_ptr that the lambdas hold.
 using Runner = std::function<int()>;
 using RegisterCommand = void (*)(CLI::App& app, const GlobalOptions& global, Runner& run);
 
@@ -44,8 +44,11 @@ void RegisterBench(CLI::App& app, const GlobalOptions& global, Runner& run);
 void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run);
 void RegisterTrace(CLI::App& app, const GlobalOptions& global, Runner& run);
 
-// Prints "kavern: <message>" to stderr, with what to do about it where that is known, and returns the exit code
-// that belongs to the status.
+// Global options and every subcommand. All three must live as long as `run` may be called.
+void BuildCommandLine(CLI::App& app, GlobalOptions& global, Runner& run);
+
+// Prints "kavern: <message>" to stderr, with what to do about it where that is known, and returns
+// the exit code that belongs to the status.
 int Fail(const absl::Status& status);
 
 }  // namespace kavern::cli

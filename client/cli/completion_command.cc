@@ -12,7 +12,7 @@ namespace {
 
 int RunCompletion(const CLI::App& app, const GlobalOptions& global, const std::string& shell) {
   const CompletionCommand root = DescribeCommands(app);
-  const std::string program = app.get_name();
+  const std::string& program = app.get_name();
   std::string script;
   if (shell == "bash") {
     script = BashCompletion(program, root);

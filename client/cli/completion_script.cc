@@ -119,14 +119,15 @@ bool HasChoices(const CompletionOption& option) {
   return !option.choices.empty();
 }
 
-// Walks the words before the cursor: `at` becomes the path of the command that they name. The word
-// after an option that takes a value is not a command. The same text works in bash and zsh.
+// Walks the words before the cursor: `at` becomes the path of the command that they name. `skip`
+// steps over the value of an option, which is not a command. The rest of the text works in bash and
+// zsh.
 std::string WalkLoop(const CompletionCommand& root, const std::string& word_count,
-                     const std::string& word) {
-  const auto skip = [](const CompletionOption&) { return std::string("i=$((i + 1)); continue"); };
+                     const std::string& word, const std::string& skip) {
+  const auto step = [&](const CompletionOption&) { return absl::StrCat(skip, "; continue"); };
   return absl::StrCat("  while [ $((i + 1)) -lt ", word_count,
                       " ]; do\n    i=$((i + 1))\n    word=", word, "\n    case \"$at:$word\" in\n",
-                      OptionCases(root, TakesValue, skip), PathCases(root), "    esac\n  done\n");
+                      OptionCases(root, TakesValue, step), PathCases(root), "    esac\n  done\n");
 }
 
 // "name:description" entries of zsh's _describe.
@@ -162,7 +163,9 @@ std::string BashCompletion(const std::string& program, const CompletionCommand& 
       "# bash completion for ", program, "; made by `", program, " completion bash`.\n", function,
       "() {\n  local current=\"${COMP_WORDS[COMP_CWORD]}\" at='' word='' plain='' dashed=''\n"
       "  local i=0\n  COMPREPLY=()\n",
-      WalkLoop(root, "\"$COMP_CWORD\"", "\"${COMP_WORDS[i]}\""),
+      WalkLoop(root, "\"$COMP_CWORD\"", "\"${COMP_WORDS[i]}\"",
+               // To bash, --option=value is three words.
+               "i=$((i + 1)); if [ \"${COMP_WORDS[i]}\" = = ]; then i=$((i + 1)); fi"),
       "  case \"$at:${COMP_WORDS[COMP_CWORD - 1]}\" in\n", OptionCases(root, HasChoices, choose),
       // No reply makes bash offer file names.
       OptionCases(
@@ -200,7 +203,7 @@ std::string ZshCompletion(const std::string& program, const CompletionCommand& r
   return absl::StrCat(
       "#compdef ", program, "\n# zsh completion; made by `", program, " completion zsh`.\n",
       function, "() {\n  local at='' word=''\n  local -a plain dashed\n  local -i i=1\n",
-      WalkLoop(root, "\"$CURRENT\"", "\"${words[i]}\""),
+      WalkLoop(root, "\"$CURRENT\"", "\"${words[i]}\"", "i=$((i + 1))"),
       "  case \"$at:${words[CURRENT - 1]}\" in\n", OptionCases(root, HasChoices, choose),
       OptionCases(
           root, [](const auto& option) { return option.takes_value && option.choices.empty(); },

@@ -8,9 +8,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "base/units.h"
 #include "client/admin_client.h"
 #include "client/cli/command.h"
@@ -18,6 +20,8 @@
 
 namespace kavern::cli {
 namespace {
+
+constexpr std::chrono::milliseconds kWaitInterval(50);
 
 using client::AdminClient;
 using nlohmann::json;
@@ -108,10 +112,39 @@ std::string StatusText(const v1::GetStatusResponse& status) {
   return text;
 }
 
-int RunStatus(const GlobalOptions& global) {
-  auto admin = AdminClient::Connect(global.address, global.tenant, global.deadline);
-  if (!admin.ok()) return Fail(admin.status());
-  const auto status = (*admin)->GetStatus();
+absl::StatusOr<v1::GetStatusResponse> AskOnce(const GlobalOptions& global,
+                                              std::unique_ptr<AdminClient>& admin) {
+  if (admin == nullptr) {
+    KAVERN_ASSIGN_OR_RETURN(
+        admin, AdminClient::Connect(global.address, global.tenant, global.deadline));
+  }
+  auto status = admin->GetStatus();
+  if (!status.ok()) admin.reset();  // a daemon that restarted knows no old session
+  return status;
+}
+
+// The daemon's answer; with `wait`, the first one that says its memory is in place.
+absl::StatusOr<v1::GetStatusResponse> AskStatus(const GlobalOptions& global,
+                                                std::chrono::milliseconds wait) {
+  const auto give_up = std::chrono::steady_clock::now() + wait;
+  std::unique_ptr<AdminClient> admin;
+  for (;;) {
+    auto status = AskOnce(global, admin);
+    const bool in_place =
+        status.ok() && status->ram().populated_bytes() >= status->ram().capacity_bytes();
+    if (in_place || wait.count() == 0) return status;
+    if (std::chrono::steady_clock::now() >= give_up) {
+      if (!status.ok()) return status;
+      return absl::DeadlineExceededError(
+          absl::StrCat("ram: ", FormatBytes(status->ram().populated_bytes()), " of ",
+                       FormatBytes(status->ram().capacity_bytes()), " populated"));
+    }
+    std::this_thread::sleep_for(kWaitInterval);
+  }
+}
+
+int RunStatus(const GlobalOptions& global, std::int64_t wait_ms) {
+  const auto status = AskStatus(global, std::chrono::milliseconds(wait_ms));
   if (!status.ok()) return Fail(status.status());
   std::fputs((global.json ? StatusJson(*status).dump(2) + "\n" : StatusText(*status)).c_str(),
              stdout);
@@ -217,7 +250,12 @@ int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
 
 void RegisterStatus(CLI::App& app, const GlobalOptions& global, Runner& run) {
   CLI::App* command = app.add_subcommand("status", "What the daemon holds and has done");
-  command->callback([&] { run = [&global] { return RunStatus(global); }; });
+  auto wait_ms = std::make_shared<std::int64_t>(0);
+  command->add_option("--wait-ms", *wait_ms,
+                      "Wait this long for a daemon that answers and has its RAM tier populated");
+  command->callback([&run, &global, wait_ms] {
+    run = [&global, wait_ms] { return RunStatus(global, *wait_ms); };
+  });
 }
 
 void RegisterTop(CLI::App& app, const GlobalOptions& global, Runner& run) {

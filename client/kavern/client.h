@@ -9,14 +9,15 @@
 //   ... prefill the rest ...
 //   (*ns)->Store({.parent = ..., .keys = chain.keys().subspan(cached)}, new_buffers);
 //
-// A cache may forget: every call may answer NotFound, ResourceExhausted or Unavailable, and the worker then
-// recomputes. It never lies: bytes that a call reports as fetched are the bytes stored under that key.
+// A cache may forget: every call may answer NotFound, ResourceExhausted or Unavailable, and the
+// worker then recomputes. It never lies: bytes that a call reports as fetched are the bytes stored
+// under that key.
 //
-// Statuses: NotFound a miss; ResourceExhausted refused by quota, admission or back-pressure, do not retry at
-// once; DataLoss the bytes failed their checksum and the block was dropped; FailedPrecondition the
-// namespace or lease is not valid (any more); Unavailable the daemon is down, go on without the cache (the
-// client re-attaches by itself); DeadlineExceeded; PermissionDenied; InvalidArgument names the field.
-// No exception leaves this library.
+// Statuses: NotFound a miss; ResourceExhausted refused by quota, admission or back-pressure, do not
+// retry at once; DataLoss the bytes failed their checksum and the block was dropped;
+// FailedPrecondition the namespace or lease is not valid (any more); Unavailable the daemon is
+// down, go on without the cache (the client re-attaches by itself); DeadlineExceeded;
+// PermissionDenied; InvalidArgument names the field. No exception leaves this library.
 #ifndef KAVERN_CLIENT_KAVERN_CLIENT_H_
 #define KAVERN_CLIENT_KAVERN_CLIENT_H_
 
@@ -37,7 +38,8 @@
 namespace kavern {
 
 struct ClientOptions {
-  // "unix:///run/kavern/kavern.sock": shared memory on this node. "tcp://127.0.0.1:7420": bytes over gRPC.
+  // "unix:///run/kavern/kavern.sock": shared memory on this node. "tcp://127.0.0.1:7420": bytes
+  // over gRPC.
   std::string address = "unix:///run/kavern/kavern.sock";
   // Which of the tenants that this process's credentials map to; empty: the first.
   std::string tenant;
@@ -56,9 +58,10 @@ struct ClientOptions {
 using ConstBuffer = std::span<const std::byte>;
 using MutableBuffer = std::span<std::byte>;
 
-// What a batch call does, and to which part of the blocks. Spans are borrowed for the length of the call.
+// What a batch call does, and to which part of the blocks. Spans are borrowed for the length of the
+// call.
 struct StoreRequest {
-  BlockKey parent = {};             // key before keys[0]; zero for the start of a chain
+  BlockKey parent = {};                 // key before keys[0]; zero for the start of a chain
   std::span<const BlockKey> keys = {};  // parent before child
   std::uint32_t shard = 0;
   std::uint32_t group = 0;
@@ -73,8 +76,8 @@ struct FetchRequest {
 
 enum class StoreOutcome : std::uint8_t { kStored = 1, kExists = 2, kDeclined = 3 };
 
-// A write lease: memory of the daemon to fill. Move-only; dropping it gives back what was not committed.
-// Use from one thread at a time.
+// A write lease: memory of the daemon to fill. Move-only; dropping it gives back what was not
+// committed. Use from one thread at a time.
 class StoreLease {
  public:
   StoreLease();
@@ -82,24 +85,26 @@ class StoreLease {
   StoreLease& operator=(StoreLease&&) noexcept;
   ~StoreLease();
 
-  // One per requested key, in order. kStored: granted, bytes(i) is to be filled. Declined ones are last.
+  // One per requested key, in order. kStored: granted, bytes(i) is to be filled. Declined ones are
+  // last.
   std::span<const StoreOutcome> outcomes() const;
   const std::string& decline_reason() const;
 
-  // Memory of the part of requested key `i`, PartBytes long; empty when it was not granted, and once the
-  // lease was committed or aborted.
+  // Memory of the part of requested key `i`, PartBytes long; empty when it was not granted, and
+  // once the lease was committed or aborted.
   MutableBuffer bytes(std::size_t i) const;
 
-  // Copies `pieces`, end to end, into the part of key `i`, and notes its checksum for Commit(). InvalidArgument
-  // when they are not PartBytes long.
+  // Copies `pieces`, end to end, into the part of key `i`, and notes its checksum for Commit().
+  // InvalidArgument when they are not PartBytes long.
   absl::Status Fill(std::size_t i, std::span<const ConstBuffer> pieces);
-  // The caller has written bytes(i) itself (a GPU copy): notes its checksum, Crc32c continued from PartChecksumSeed.
+  // The caller has written bytes(i) itself (a GPU copy): notes its checksum, Crc32c continued from
+  // PartChecksumSeed.
   absl::Status SetChecksum(std::size_t i, std::uint32_t checksum);
 
-  // Publishes the parts that were filled, up to the first that was not (a block without its ancestors is
-  // useless), and gives back the others. A Match of this client then finds them. FailedPrecondition when the
-  // lease is not valid any more or nothing was filled; Unavailable when the daemon is gone: nothing was
-  // stored then, or all was.
+  // Publishes the parts that were filled, up to the first that was not (a block without its
+  // ancestors is useless), and gives back the others. A Match of this client then finds them.
+  // FailedPrecondition when the lease is not valid any more or nothing was filled; Unavailable when
+  // the daemon is gone: nothing was stored then, or all was.
   absl::Status Commit(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
   void Abort();
 
@@ -109,8 +114,8 @@ class StoreLease {
   std::unique_ptr<State> state_;
 };
 
-// A read lease: parts in the daemon's memory that stay put until it is released. Move-only; dropping it
-// releases it (in the background, batched with others). Use from one thread at a time.
+// A read lease: parts in the daemon's memory that stay put until it is released. Move-only;
+// dropping it releases it (in the background, batched with others). Use from one thread at a time.
 class FetchLease {
  public:
   FetchLease();
@@ -122,14 +127,15 @@ class FetchLease {
   // OK when the part of key `i` is readable, else why not.
   absl::Status status(std::size_t i) const;
 
-  // The part's bytes in shared memory, unverified: another process of the same tenant could be writing
-  // there. Empty when it is not readable, and once the lease was released.
+  // The part's bytes in shared memory, unverified: another process of the same tenant could be
+  // writing there. Empty when it is not readable, and once the lease was released.
   ConstBuffer bytes(std::size_t i) const;
   // What Crc32c of the bytes must be, continued from PartChecksumSeed.
   std::uint32_t checksum(std::size_t i) const;
 
-  // Copies the part of key `i` into `pieces`, end to end, and verifies the bytes copied. DataLoss: they are
-  // not what was stored; `pieces` then hold rubbish, and the daemon is told. InvalidArgument when pieces are not PartBytes long.
+  // Copies the part of key `i` into `pieces`, end to end, and verifies the bytes copied. DataLoss:
+  // they are not what was stored; `pieces` then hold rubbish, and the daemon is told.
+  // InvalidArgument when pieces are not PartBytes long.
   absl::Status CopyTo(std::size_t i, std::span<const MutableBuffer> pieces);
 
   // Releases now, and waits for the daemon's answer.
@@ -148,15 +154,16 @@ struct StoreResult {
 };
 
 struct FetchResult {
-  std::vector<absl::StatusCode> codes;  // one per key; buffers of a key that is not kOk hold rubbish
+  std::vector<absl::StatusCode>
+      codes;  // one per key; buffers of a key that is not kOk hold rubbish
   std::uint64_t fetched_blocks = 0;
   std::uint64_t fetched_bytes = 0;
 
   bool all_ok() const { return fetched_blocks == codes.size(); }
 };
 
-// An open namespace. Thread-safe. Stays usable over daemon restarts: calls answer Unavailable while the
-// daemon is away. May not outlive the Client.
+// An open namespace. Thread-safe. Stays usable over daemon restarts: calls answer Unavailable while
+// the daemon is away. May not outlive the Client.
 class Namespace {
  public:
   virtual ~Namespace() = default;
@@ -164,21 +171,24 @@ class Namespace {
   virtual const NamespaceFingerprint& fingerprint() const = 0;
   virtual const NamespaceSpec& spec() const = 0;
 
-  // Length of the longest cached prefix of `keys`: read from shared memory, no RPC, no lock that the daemon
-  // could hold. A hint: Fetch tells for certain. 0 while the daemon is away. (On TCP: one RPC.)
+  // Length of the longest cached prefix of `keys`: read from shared memory, no RPC, no lock that
+  // the daemon could hold. A hint: Fetch tells for certain. 0 while the daemon is away. (On TCP:
+  // one RPC.)
   virtual std::size_t Match(std::span<const BlockKey> keys) const = 0;
 
-  // Store in three steps, for callers that copy themselves: lease, fill, commit. FailedPrecondition on TCP.
+  // Store in three steps, for callers that copy themselves: lease, fill, commit. FailedPrecondition
+  // on TCP.
   virtual absl::StatusOr<StoreLease> BeginStore(const StoreRequest& request) = 0;
   // Fetch in three steps: lease, copy, release. FailedPrecondition on TCP.
   virtual absl::StatusOr<FetchLease> Fetch(const FetchRequest& request) = 0;
 
-  // Stores one part per key, copying and checksumming in one pass on copy_threads threads. `buffers`: for
-  // each key in order its pieces, as many for every key; a key's pieces end to end are PartBytes long.
+  // Stores one part per key, copying and checksumming in one pass on copy_threads threads.
+  // `buffers`: for each key in order its pieces, as many for every key; a key's pieces end to end
+  // are PartBytes long.
   virtual absl::StatusOr<StoreResult> Store(const StoreRequest& request,
                                             std::span<const ConstBuffer> buffers) = 0;
-  // Fetches one part per key into `buffers` (as in Store), verified. The status is for the whole batch (daemon away, bad
-  // request); each block has its own code.
+  // Fetches one part per key into `buffers` (as in Store), verified. The status is for the whole
+  // batch (daemon away, bad request); each block has its own code.
   virtual absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                                 std::span<const MutableBuffer> buffers) = 0;
 
@@ -198,19 +208,20 @@ struct ConnectionInfo {
   std::uint64_t mapped_bytes = 0;  // of regions, those of former incarnations included
 };
 
-// A connection to one daemon. Thread-safe. After fork() the child must make its own: calls on the parent's
-// answer FailedPrecondition there.
+// A connection to one daemon. Thread-safe. After fork() the child must make its own: calls on the
+// parent's answer FailedPrecondition there.
 class Client {
  public:
-  // Never waits for the daemon: when it is away, calls answer Unavailable at once and the client goes on
-  // attaching in the background. InvalidArgument for a bad option.
+  // Never waits for the daemon: when it is away, calls answer Unavailable at once and the client
+  // goes on attaching in the background. InvalidArgument for a bad option.
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
   virtual ~Client() = default;
 
   // Waits until the client is attached. DeadlineExceeded says what the last attempt met.
   virtual absl::Status WaitUntilAttached(std::chrono::milliseconds deadline) = 0;
 
-  // Unavailable when the client has never been attached: the tenant, and so every key, is unknown before.
+  // Unavailable when the client has never been attached: the tenant, and so every key, is unknown
+  // before.
   virtual absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(const NamespaceSpec& spec) = 0;
 
   // One empty round trip.

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
 namespace kavern::service {
@@ -13,14 +15,6 @@ namespace {
 constexpr std::size_t kTenantNameBytesMax = 63;  // of the 64 in the attach messages, with its NUL
 // The kernel's "no id": chown(2) leaves an owner alone for it, so no process can have it.
 constexpr std::uint64_t kIdMax = 0xfffffffe;
-
-bool ValidTenantName(std::string_view name) {
-  if (name.empty() || name.size() > kTenantNameBytesMax) return false;
-  return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' ||
-           c == '_' || c == '-';
-  });
-}
 
 absl::Status CheckIds(std::string_view field, const std::vector<std::uint64_t>& ids) {
   for (const std::uint64_t id : ids) {
@@ -35,10 +29,9 @@ absl::Status CheckIds(std::string_view field, const std::vector<std::uint64_t>& 
 absl::Status CheckRule(const std::vector<TenantRule>& rules, std::size_t index) {
   const TenantRule& rule = rules[index];
   const std::string where = absl::StrCat("tenants[", index, "]");
-  if (!ValidTenantName(rule.name)) {
-    return absl::InvalidArgumentError(absl::StrCat(where, ".name: got \"", rule.name,
-                                                   "\", expected 1 to ", kTenantNameBytesMax,
-                                                   " letters, digits, dots, dashes, underscores"));
+  if (absl::Status status = CheckTenantName(rule.name); !status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ".name: ", std::string(status.message())));
   }
   for (std::size_t i = 0; i < index; ++i) {
     if (rules[i].name == rule.name) {
@@ -59,6 +52,18 @@ bool Contains(const std::vector<std::uint64_t>& ids, std::uint32_t id) {
 }
 
 }  // namespace
+
+absl::Status CheckTenantName(const std::string& name) {
+  const bool good = !name.empty() && name.size() <= kTenantNameBytesMax &&
+                    std::all_of(name.begin(), name.end(), [](char c) {
+                      return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' ||
+                             c == '_' || c == '-';
+                    });
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("got \"", absl::Utf8SafeCHexEscape(name),
+                                                 "\", expected 1 to ", kTenantNameBytesMax,
+                                                 " letters, digits, dots, dashes, underscores"));
+}
 
 absl::StatusOr<TenantMap> TenantMap::Create(std::vector<TenantRule> rules,
                                             std::vector<std::uint64_t> operator_uids,

@@ -24,6 +24,9 @@ struct TenantRule {
   std::vector<std::uint64_t> gids;  // the peer's primary group
 };
 
+// InvalidArgument says what a tenant's name may be.
+absl::Status CheckTenantName(const std::string& name);
+
 class TenantMap {
  public:
   // Without rules: `daemon_uid` is tenant "default", everybody else is refused. With rules: only

@@ -71,8 +71,9 @@ void ReadHierarchy(const std::string& mount, std::string group, const CgroupFile
       }
       facts->cgroup_free_bytes = std::min(facts->cgroup_free_bytes.value_or(UINT64_MAX), free);
     }
-    if (group.empty() || group == "/") return;
-    group = group.substr(0, group.rfind('/'));
+    const std::size_t slash = group.rfind('/');
+    if (slash == std::string::npos || group == "/") return;
+    group.resize(slash);
   }
 }
 
@@ -87,8 +88,9 @@ absl::StatusOr<MemoryFacts> ReadMemoryFacts(const std::string& root) {
   if (facts.machine_total_bytes == 0) {
     return absl::InternalError("/proc/meminfo: has no MemTotal");
   }
-  // Lines are "hierarchy-id:controllers:path"; version 2 has id 0 and no controllers. In a container the
-  // path may be the host's while the mount shows the container's own group: the walk up ends at the mount.
+  // Lines are "hierarchy-id:controllers:path"; version 2 has id 0 and no controllers. In a
+  // container the path may be the host's while the mount shows the container's own group: the walk
+  // up ends at the mount.
   for (const absl::string_view line :
        absl::StrSplit(ReadText(root + "/proc/self/cgroup").value_or(""), '\n', absl::SkipEmpty())) {
     const std::vector<std::string> fields = absl::StrSplit(line, absl::MaxSplits(':', 2));
@@ -125,8 +127,8 @@ absl::Status CheckCapacity(const MemoryFacts& facts, std::uint64_t capacity_byte
 }
 
 std::uint64_t PopulatableBytes(const MemoryFacts& facts, std::uint64_t reserve_bytes) {
-  const std::uint64_t free = std::min(facts.machine_available_bytes,
-                                      facts.cgroup_free_bytes.value_or(UINT64_MAX));
+  const std::uint64_t free =
+      std::min(facts.machine_available_bytes, facts.cgroup_free_bytes.value_or(UINT64_MAX));
   return free - std::min(free, reserve_bytes);
 }
 

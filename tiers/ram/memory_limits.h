@@ -14,21 +14,21 @@ namespace kavern::tiers {
 struct MemoryFacts {
   std::uint64_t machine_total_bytes = 0;      // MemTotal
   std::uint64_t machine_available_bytes = 0;  // MemAvailable
-  // The tightest memory limit between this process's cgroup and the root, and what is free below it (page
-  // cache that can be reclaimed counts as free); nullopt: no limit.
+  // The tightest memory limit between this process's cgroup and the root, and what is free below it
+  // (page cache that can be reclaimed counts as free); nullopt: no limit.
   std::optional<std::uint64_t> cgroup_limit_bytes;
   std::optional<std::uint64_t> cgroup_free_bytes;
   std::string cgroup_path;  // where the limit was read, for messages
 };
 
-// Reads /proc/meminfo, /proc/self/cgroup and the cgroup file system (v2, v1 and hybrid). `root` is prepended to
-// every path: "" for the real machine, a directory with made-up files in tests. What cannot be read is
-// treated as no limit, but for /proc/meminfo (Internal).
+// Reads /proc/meminfo, /proc/self/cgroup and the cgroup file system (v2, v1 and hybrid). `root` is
+// prepended to every path: "" for the real machine, a directory with made-up files in tests. What
+// cannot be read is treated as no limit, but for /proc/meminfo (Internal).
 absl::StatusOr<MemoryFacts> ReadMemoryFacts(const std::string& root = "");
 
-// Whether `capacity_bytes` of RAM tier can ever hold, leaving `headroom_bytes` for the daemon itself.
-// InvalidArgument says which limit it breaks, with all numbers. What is merely in use by others at the moment
-// is no reason to refuse: population waits for it.
+// Whether `capacity_bytes` of RAM tier can ever hold, leaving `headroom_bytes` for the daemon
+// itself. InvalidArgument says which limit it breaks, with all numbers. What is merely in use by
+// others at the moment is no reason to refuse: population waits for it.
 absl::Status CheckCapacity(const MemoryFacts& facts, std::uint64_t capacity_bytes,
                            std::uint64_t headroom_bytes);
 

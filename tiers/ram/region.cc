@@ -1,5 +1,6 @@
 #include "tiers/ram/region.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -30,9 +31,9 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::ui
                                                        std::function<void()> on_destroy) {
   const std::string name = absl::StrCat("kavern-region-", id);
   KAVERN_ASSIGN_OR_RETURN(
-      UniqueFd fd, CreateMemfd(name.c_str(), size_bytes,
-                               huge_pages == HugePages::kHugetlb ? MemfdPages::kHugetlb
-                                                                 : MemfdPages::kNormal));
+      UniqueFd fd,
+      CreateMemfd(name.c_str(), size_bytes,
+                  huge_pages == HugePages::kHugetlb ? MemfdPages::kHugetlb : MemfdPages::kNormal));
   KAVERN_RETURN_IF_ERROR(SealMemfd(fd.get(), MemfdWriters::kEveryone));
   KAVERN_ASSIGN_OR_RETURN(Mapping mapping,
                           Mapping::Map(fd.get(), size_bytes, Mapping::Access::kReadWrite));
@@ -46,14 +47,18 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::ui
 Region::Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pages,
                std::function<void()> on_destroy)
     : id_(id),
+      size_bytes_(mapping.size()),
       fd_(std::move(fd)),
       mapping_(std::move(mapping)),
       huge_pages_(huge_pages),
       on_destroy_(std::move(on_destroy)) {}
 
 Region::~Region() {
-  // The memory must be gone before anybody is told that it is.
+  // The memory must be gone before anybody is told that it is: also where a client that said that
+  // it unmapped the region still maps it. It finds zeroes, which its own memory cgroup pays for.
   mapping_.Reset();
+  fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+            static_cast<off_t>(size_bytes_));
   fd_.Reset();
   if (on_destroy_) on_destroy_();
 }

@@ -20,12 +20,15 @@ enum class HugePages {
   kHugetlb,  // MFD_HUGETLB; needs reserved huge pages
 };
 
-// Shared ownership: the pool and the namespace that uses it hold it, and so does every session whose client
-// has it mapped. Its memory counts against the RAM tier's capacity until the last of them lets go.
+// Shared ownership: the pool and the namespace that uses it hold it, and so does every session
+// whose client has it mapped. Its memory counts against the RAM tier's capacity until the last of
+// them lets go; it is given back to the machine then, even while a client that lied about it still
+// has it mapped.
 class Region : public std::enable_shared_from_this<Region> {
  public:
-  // Creates, sizes, seals and maps a memfd named "kavern-region-<id>"; the memory is not populated yet.
-  // `on_destroy`, if set, runs last in the destructor, on whichever thread drops the last share.
+  // Creates, sizes, seals and maps a memfd named "kavern-region-<id>"; the memory is not populated
+  // yet. `on_destroy`, if set, runs last in the destructor, on whichever thread drops the last
+  // share.
   static absl::StatusOr<std::shared_ptr<Region>> Create(std::uint64_t id, std::uint64_t size_bytes,
                                                         HugePages huge_pages,
                                                         std::function<void()> on_destroy);
@@ -33,16 +36,17 @@ class Region : public std::enable_shared_from_this<Region> {
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
 
-  // Puts zeroed memory behind bytes [offset, offset + length): charged to this process's memory cgroup, never
-  // to a client's. Idempotent; blocks for as long as the kernel takes (about 0.3 s per GiB). ResourceExhausted when there is no memory.
+  // Puts zeroed memory behind bytes [offset, offset + length): charged to this process's memory
+  // cgroup, never to a client's. Idempotent; blocks for as long as the kernel takes (about 0.3 s
+  // per GiB). ResourceExhausted when there is no memory.
   absl::Status Populate(std::uint64_t offset, std::uint64_t length);
 
-  // Collapses what is populated into huge pages where the kernel can; returns the bytes that became huge.
-  // Best effort: 0 where the kernel does not know how.
+  // Collapses what is populated into huge pages where the kernel can; returns the bytes that became
+  // huge. Best effort: 0 where the kernel does not know how.
   std::uint64_t CollapseHugePages();
 
   std::uint64_t id() const { return id_; }
-  std::uint64_t size_bytes() const { return mapping_.size(); }
+  std::uint64_t size_bytes() const { return size_bytes_; }
   int fd() const { return fd_.get(); }
   std::span<std::byte> bytes() const { return {mapping_.data(), mapping_.size()}; }
 
@@ -51,14 +55,15 @@ class Region : public std::enable_shared_from_this<Region> {
          std::function<void()> on_destroy);
 
   const std::uint64_t id_;
+  const std::uint64_t size_bytes_;
   UniqueFd fd_;
   Mapping mapping_;
   const HugePages huge_pages_;
   const std::function<void()> on_destroy_;
 };
 
-// Where one part of a block is. Valid while the lease that gave it lives: a lease pins its slots, and a
-// region with a pinned slot is never given up.
+// Where one part of a block is. Valid while the lease that gave it lives: a lease pins its slots,
+// and a region with a pinned slot is never given up.
 struct Extent {
   Region* region = nullptr;
   std::uint64_t offset = 0;  // bytes, a multiple of 4096

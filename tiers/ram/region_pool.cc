@@ -28,7 +28,8 @@ struct RegionPool::Shared {
   bool stop KAVERN_GUARDED_BY(mu) = false;
   // Nothing to do for the populator until something changes.
   bool settled KAVERN_GUARDED_BY(mu) = false;
-  // Regions that somebody asked for and did not get (without prepopulation the only reason to make one).
+  // Regions that somebody asked for and did not get (without prepopulation the only reason to make
+  // one).
   std::uint64_t wanted KAVERN_GUARDED_BY(mu) = 0;
   std::uint64_t next_id KAVERN_GUARDED_BY(mu) = 1;
   std::uint64_t existing KAVERN_GUARDED_BY(mu) = 0;  // regions, the one being made included
@@ -161,15 +162,14 @@ absl::StatusOr<std::unique_ptr<RegionPool>> RegionPool::Create(RegionPoolOptions
   }
   if (options.capacity_bytes < options.region_bytes ||
       options.capacity_bytes % options.region_bytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "ram.capacity: got ", options.capacity_bytes, " bytes, expected a multiple of ram.region, ",
-        options.region_bytes, " bytes"));
+    return absl::InvalidArgumentError(absl::StrCat("ram.capacity: got ", options.capacity_bytes,
+                                                   " bytes, expected a multiple of ram.region, ",
+                                                   options.region_bytes, " bytes"));
   }
   if (!options.read_memory) {
     options.read_memory = [] { return ReadMemoryFacts(); };
   }
-  return std::unique_ptr<RegionPool>(
-      new RegionPool(std::make_shared<Shared>(std::move(options))));
+  return std::unique_ptr<RegionPool>(new RegionPool(std::make_shared<Shared>(std::move(options))));
 }
 
 RegionPool::RegionPool(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {

@@ -202,9 +202,8 @@ Check JudgeHugetlb(const MachineFacts::HugePages& pages, std::uint64_t ram_bytes
 }
 
 Check JudgeIoUring(const MachineFacts::IoUring& ring) {
-  Check check = Ok("io_uring", "works",
-                   "Disks are read and written through it; a daemon with RAM alone does not "
-                   "need it.");
+  Check check =
+      Ok("io_uring", "works", "Only a tier on disk uses it; blocks in RAM do not need it.");
   if (ring.setup_error == 0) return check;
   check.result = CheckResult::kWarn;
   check.found = absl::StrCat("io_uring_setup: ", ErrorText(ring.setup_error));
@@ -229,7 +228,7 @@ std::string Limit(std::uint64_t value, bool bytes) {
 Check JudgeMemlock(const MachineFacts::Limits& limits) {
   Check check =
       Ok("memlock", absl::StrCat(Limit(limits.memlock_soft_bytes, true), " for ", limits.owner),
-         "Memory registered with io_uring counts against it; the RAM tier alone locks nothing.");
+         "Memory registered with io_uring counts against it; blocks in RAM lock nothing.");
   if (limits.memlock_soft_bytes < kMemlockWantedBytes) {
     check.result = CheckResult::kWarn;
     check.advice = "LimitMEMLOCK=infinity in kavernd.service; in a shell: ulimit -l unlimited";
@@ -258,8 +257,7 @@ Check JudgeDisk(const MachineFacts::Disk& disk) {
   Check check =
       Ok("disk",
          absl::StrCat(disk.directory, ": ", FormatBytes(disk.free_bytes), " free, O_DIRECT works"),
-         "Blocks on disk are read and written past the page cache; a daemon with RAM alone needs "
-         "no disk.");
+         "Only a tier on disk uses it, past the page cache; blocks in RAM do not need it.");
   if (!disk.error.empty()) {
     check.result = disk.chosen ? CheckResult::kFail : CheckResult::kWarn;
     check.found = absl::StrCat(disk.directory, ": ", disk.error);

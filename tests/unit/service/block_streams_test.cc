@@ -162,6 +162,23 @@ TEST_F(BlockStreamsTest, PastInflightBytesMaxAStreamIsRefused) {
   ExpectNothingInFlight();
 }
 
+// Parts of 128 bytes, each in a slot of 4 KiB: what a stream that never ends would pin is what
+// counts.
+TEST_F(BlockStreamsTest, SmallPartsCountAsTheSlotsThatTheyPin) {
+  v1::OpenNamespaceRequest open;
+  *open.mutable_spec() = TestNode::Spec("small");
+  open.mutable_spec()->mutable_layout()->mutable_groups(0)->set_head_dim(1);
+  v1::OpenNamespaceResponse opened;
+  ASSERT_TRUE(node_.handlers().OpenNamespace(*session_, open, &opened).ok());
+  v1::PutBlocksRequest::Header header = Header(0, 17);
+  header.set_fingerprint(opened.fingerprint());
+  EXPECT_TRUE(absl::IsResourceExhausted(node_.handlers().BeginPut(session_, header).status()));
+  header = Header(0, 16);
+  header.set_fingerprint(opened.fingerprint());
+  const auto put = BeginPut(header);
+  EXPECT_EQ(node_.handlers().inflight_bytes(), 16 * TestNode::kPartBytes);
+}
+
 TEST_F(BlockStreamsTest, HeadersOutOfShapeAreNamed) {
   const auto message = [&](const std::function<void(v1::PutBlocksRequest::Header&)>& damage) {
     v1::PutBlocksRequest::Header header = Header(0, 2);

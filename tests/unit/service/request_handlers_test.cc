@@ -1,6 +1,7 @@
 #include "service/request_handlers.h"
 
 #include <unistd.h>
+#include <algorithm>
 
 #include <cstring>
 #include <functional>
@@ -292,6 +293,49 @@ TEST_F(RequestHandlersTest, ADamagedSuspectIsDroppedAndASoundOneStays) {
   const v1::FetchResponse fetched = Fetch(*session_, fingerprint_, 0, 2);
   ASSERT_EQ(fetched.ready_size(), 1);
   EXPECT_EQ(fetched.ready(0).index(), 0u);
+  Release(*session_, fetched.lease_id());
+}
+
+// Room to look at two parts in one call. Four blocks are stored and damaged; the request names the
+// first of them a thousand times, then all four.
+TEST_F(RequestHandlersTest, SuspectsTakeOneLookEachAndABoundedTimeAltogether) {
+  TestNodeOptions options;
+  options.request_limits.inflight_bytes_max = 2 * TestNode::kPartBytes;
+  TestNode node(options);
+  AttachTestClient client;
+  const auto session = node.SessionOf(*client.Attach(node.path()));
+  const std::string fingerprint = node.Open(*session);
+  node.Store(*session, fingerprint, 0, 4);
+  const auto ns = session->FindNamespace(*ParseFingerprint(fingerprint));
+  {
+    const auto held = node.store().Fetch(**ns, *ParseKeys(TestNode::Keys(0, 4), 4), 0, 0);
+    for (const auto& part : held->lease.parts()) part.extent.bytes()[7] ^= std::byte{0x80};
+  }
+  v1::ReleaseRequest request;
+  for (int i = 0; i < 1004; ++i) {
+    v1::ReleaseRequest::Suspect* suspect = request.add_suspects();
+    suspect->set_fingerprint(fingerprint);
+    suspect->set_key(TestNode::Key(std::max(0, i - 1000)));
+  }
+  v1::ReleaseResponse response;
+  const absl::Status status = node.handlers().Release(*session, request, &response);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(response.damaged_dropped(), 2u);
+}
+
+// A wrong suspect is found before anything is done: the lease stays.
+TEST_F(RequestHandlersTest, ASuspectOfNoPartFailsTheWholeRelease) {
+  node_.Store(*session_, fingerprint_, 0, 1);
+  const v1::FetchResponse fetched = Fetch(*session_, fingerprint_, 0, 1);
+  v1::ReleaseRequest request;
+  request.add_lease_ids(fetched.lease_id());
+  v1::ReleaseRequest::Suspect* suspect = request.add_suspects();
+  suspect->set_fingerprint(fingerprint_);
+  suspect->set_key(TestNode::Key(0));
+  suspect->set_shard(1);
+  v1::ReleaseResponse response;
+  EXPECT_TRUE(absl::IsInvalidArgument(node_.handlers().Release(*session_, request, &response)));
+  EXPECT_EQ(node_.leased_bytes(), TestNode::kPartBytes);
   Release(*session_, fetched.lease_id());
 }
 

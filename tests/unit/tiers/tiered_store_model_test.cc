@@ -1,6 +1,7 @@
-// Random calls against a naive reference: what is granted, exists or is declined, what is visible, what is
-// evicted, and every byte that is fetched. One namespace, one thread, all memory ready before each call.
-// What this does not check: rebalancing between namespaces, threads, directories read by clients.
+// Random calls against a naive reference: what is granted, exists or is declined, what is visible,
+// what is evicted, and every byte that is fetched. One namespace, one thread, all memory ready
+// before each call. What this does not check: rebalancing between namespaces, threads, directories
+// read by clients.
 #include <cstdlib>
 #include <functional>
 #include <map>
@@ -178,7 +179,8 @@ class TieredStoreModelTest : public StoreFixture {
   bool EvictOne(const std::set<int>& chain) {
     const std::vector<int> victims = Victims(chain);
     for (const int node : victims) {
-      // Among equals it is the store's choice. (What it evicted it may not have made pending again.)
+      // Among equals it is the store's choice. (What it evicted it may not have made pending
+      // again.)
       if (victims.size() > 1 && IsCached(ns_, Key(node))) continue;
       blocks_.erase(node);
       ++evicted_;
@@ -292,7 +294,8 @@ class TieredStoreModelTest : public StoreFixture {
     random_.seed(seed);
     ns_ = Open(SpecOf("m", kParts, 1));
     for (int node = 0; node < kNodes; ++node) {
-      parents_.push_back(node < 3 ? -1 : static_cast<int>(Random(static_cast<std::uint64_t>(node))));
+      parents_.push_back(node < 3 ? -1
+                                  : static_cast<int>(Random(static_cast<std::uint64_t>(node))));
     }
     const std::vector<std::function<void()>> choices = {
         [this] { BeginStep(); },  [this] { BeginStep(); },   [this] { CommitStep(); },
@@ -328,10 +331,11 @@ class TieredStoreModelTest : public StoreFixture {
 };
 
 TEST_F(TieredStoreModelTest, AgreesWithANaiveReferenceOnRandomCalls) {
-  // 40 blocks in a random tree, two parts each, compete for 32 slots; up to any number of leases at once.
+  // 40 blocks in a random tree, two parts each, compete for 32 slots; up to any number of leases at
+  // once.
   const char* given = std::getenv("KAVERN_TEST_SEED");
-  const std::uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10)
-                                              : std::random_device()();
+  const std::uint64_t seed =
+      given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device()();
   std::cout << "KAVERN_TEST_SEED=" << seed << "\n";
   Start(kSlots / kSlotsPerRegion);
   Run(seed, 4000);

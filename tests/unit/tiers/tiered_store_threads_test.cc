@@ -1,4 +1,5 @@
-// Threads over one small store. What this does not check: other processes, and the order of any two calls.
+// Threads over one small store. What this does not check: other processes, and the order of any two
+// calls.
 #include <atomic>
 #include <random>
 #include <thread>
