@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Builds and runs every test, on a fresh machine too. Ends with one line: N passed, N failed, N skipped.
+#
+#   tests/run.sh                 everything: what CI runs
+#   tests/run.sh quick           one build, unit and integration tests
+#   tests/run.sh STAGE ...       some of: lint dev clang asan tsan example install
+#
+# Environment: KAVERN_JOBS (default: processors) bounds parallel compilation and tests.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+jobs=${KAVERN_JOBS:-$(nproc)}
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+
+passed=0
+failed=0
+skipped=0
+failures=()
+
+say() { printf '\n== %s\n' "$*"; }
+
+# check NAME COMMAND...: a check without cases of its own; counts as one test.
+check() {
+  local name=$1 started=$SECONDS
+  shift
+  if "$@" >"$results/check.log" 2>&1; then
+    passed=$((passed + 1))
+    printf 'ok    %s (%d s)\n' "$name" $((SECONDS - started))
+  else
+    failed=$((failed + 1))
+    failures+=("$name")
+    printf 'FAIL  %s (%d s)\n' "$name" $((SECONDS - started))
+    tail -n 60 "$results/check.log"
+  fi
+}
+
+build() {  # build PRESET [TARGET ...]
+  local preset=$1
+  shift
+  cmake --preset "$preset" >"$results/configure.log" 2>&1 \
+    || { cat "$results/configure.log"; return 1; }
+  cmake --build "build/$preset" --parallel "$jobs" ${1:+--target "$@"}
+}
+
+# run_ctest PRESET: runs what the preset built, and adds its cases to the totals.
+run_ctest() {
+  local preset=$1 report="$results/$1.xml"
+  shift
+  ctest --test-dir "build/$preset" --parallel "$jobs" --output-on-failure --output-junit "$report" \
+    "$@" >"$results/ctest.log" 2>&1
+  # What failed and what was skipped is shown; what passed is counted.
+  grep -vE '^ *(Start +[0-9]+:|[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed )' "$results/ctest.log" | tail -n 200
+  local counts
+  counts=$(python3 - "$report" "$preset" <<'PY'
+import sys, xml.etree.ElementTree as tree
+suite = tree.parse(sys.argv[1]).getroot()
+failed = [c.get("name") for c in suite.iter("testcase") if c.get("status") == "fail"]
+skipped = [c.get("name") for c in suite.iter("testcase") if c.get("status") in ("notrun", "disabled")]
+total = sum(1 for _ in suite.iter("testcase"))
+print(total - len(failed) - len(skipped), len(failed), len(skipped), *[f"{sys.argv[2]}:{n}" for n in failed])
+PY
+  ) || counts="0 1 0 $preset:no-report"
+  read -r -a fields <<<"$counts"
+  passed=$((passed + fields[0]))
+  failed=$((failed + fields[1]))
+  skipped=$((skipped + fields[2]))
+  failures+=("${fields[@]:3}")
+  # A preset that runs nothing would pass for ever.
+  if [[ ${fields[0]} -eq 0 ]]; then
+    failed=$((failed + 1))
+    failures+=("$preset: no test ran")
+  fi
+}
+
+stage_lint() {
+  say "lint"
+  check "include arrows: the check catches planted violations" python3 tests/lint/include_arrows.py --self-test
+  check "include arrows" python3 tests/lint/include_arrows.py "$root"
+  # shellcheck disable=SC2046
+  check "clang-format" clang-format --dry-run --Werror $(git ls-files '*.cc' '*.h')
+}
+
+stage_dev() {
+  say "dev: g++, warnings are errors"
+  check "build dev" build dev
+  run_ctest dev
+}
+
+stage_clang() {
+  say "clang: thread-safety analysis and clang-tidy"
+  check "build clang" build clang
+  check "clang-tidy" tests/lint/clang_tidy.sh build/clang "$jobs"
+}
+
+stage_asan() {
+  say "asan: AddressSanitizer and UndefinedBehaviorSanitizer"
+  check "build asan" build asan
+  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 run_ctest asan
+}
+
+stage_tsan() {
+  say "tsan: ThreadSanitizer over everything but gRPC"
+  check "build tsan" build tsan tests_without_grpc
+  TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 run_ctest tsan -L unit
+}
+
+stage_install() {
+  say "install: a program outside the tree builds against the installed library"
+  check "installed client library" tests/integration/installed_client.sh
+}
+
+stages=("$@")
+if [[ ${#stages[@]} -eq 0 ]]; then
+  stages=(lint dev clang asan tsan install)
+elif [[ "${stages[*]}" == quick ]]; then
+  stages=(lint dev)
+fi
+
+deploy/install_deps.sh --tests || { echo "0 passed, 1 failed"; exit 1; }
+for stage in "${stages[@]}"; do
+  case "$stage" in
+    lint | dev | clang | asan | tsan | install) "stage_$stage" ;;
+    *)
+      echo "tests/run.sh: unknown stage $stage; known: lint dev clang asan tsan install quick" >&2
+      exit 2
+      ;;
+  esac
+done
+
+say "all stages, $((SECONDS / 60)) min $((SECONDS % 60)) s"
+for name in "${failures[@]}"; do
+  printf 'failed: %s\n' "$name"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[[ $failed -eq 0 ]]
