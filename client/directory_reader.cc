@@ -74,6 +74,7 @@ absl::StatusOr<DirectoryReader> DirectoryReader::Create(Mapping mapping,
   if (std::memcmp(header.fingerprint, fingerprint.bytes.data(), sizeof(header.fingerprint)) != 0) {
     return refuse("of another namespace");
   }
+  if (header.generation != generation) return refuse("of another generation");
   const std::size_t room =
       (mapping.size() - shm::kDirectoryBucketsOffset) / sizeof(DirectoryBucketWords);
   if (!std::has_single_bit(header.bucket_count) || header.bucket_count > room) {

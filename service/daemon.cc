@@ -110,6 +110,7 @@ class DaemonImpl final : public Daemon {
     http_.reset();
     if (grpc_) grpc_->Shutdown(std::chrono::milliseconds(0));
     grpc_.reset();
+    if (store_) store_->LeaveMemory();
     // Sessions hold leases, leases hold slots: they go before the store.
     if (attach_) attach_->Stop();
     if (tcp_session_) tcp_session_->FreeEverything();

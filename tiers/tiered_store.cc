@@ -378,6 +378,10 @@ std::uint64_t TieredStore::DirectoryGeneration(const WriteLease& lease) const {
   return lease.ns_->directory().generation();
 }
 
+void TieredStore::LeaveMemory() {
+  pool_->LeaveMemory();
+}
+
 void TieredStore::Housekeep() {
   const SteadyTime before = options_.clock->Now() - options_.incomplete_age_max;
   std::vector<std::shared_ptr<NamespaceStore>> all;

@@ -146,6 +146,10 @@ class TieredStore {
   // rebalancing finished or waiting for somebody else (a lease, a client's mapping, memory).
   void Quiesce();
 
+  // The process is about to end, and clients may still hold leases: what they have mapped stays
+  // readable. Called before their sessions are ended.
+  void LeaveMemory();
+
   StoreStatus GetStatus() const;
   StoreCounters GetCounters() const;
   std::vector<NamespaceStatus> ListNamespaces() const;

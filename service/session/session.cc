@@ -160,7 +160,7 @@ absl::Status Session::WithWriteLease(std::uint64_t lease_id,
     cell = it->second.cell;
   }
   MutexLock cell_lock(cell->mu);
-  const absl::Status status = use(cell->lease);
+  absl::Status status = use(cell->lease);
   const std::uint64_t bytes_left = cell->lease.bytes();
 
   MutexLock lock(mu_);

@@ -7,14 +7,14 @@
 
 namespace kavern::service {
 
-absl::Status SessionTable::Add(std::shared_ptr<Session> session) {
+absl::Status SessionTable::Add(const std::shared_ptr<Session>& session) {
   MutexLock lock(mu_);
   if (by_token_.size() >= sessions_max_) {
     return absl::ResourceExhaustedError(absl::StrCat("there are sessions_max = ", sessions_max_,
                                                      " sessions, those in quarantine included"));
   }
   const SessionToken token = session->token();
-  if (!by_token_.try_emplace(token, std::move(session)).second) {
+  if (!by_token_.try_emplace(token, session).second) {
     return absl::InternalError("two sessions drew the same token");
   }
   return absl::OkStatus();

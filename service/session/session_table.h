@@ -21,7 +21,7 @@ class SessionTable {
   explicit SessionTable(std::uint64_t sessions_max) : sessions_max_(sessions_max) {}
 
   // ResourceExhausted past sessions_max (fenced ones in quarantine count).
-  absl::Status Add(std::shared_ptr<Session> session);
+  absl::Status Add(const std::shared_ptr<Session>& session);
   void Remove(const SessionToken& token);
 
   // The live session that bears `token` (16 raw bytes, from call metadata). Unauthenticated when

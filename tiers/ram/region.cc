@@ -28,7 +28,8 @@ constexpr std::uint64_t kHugePageBytes = 2 * kMiB;
 
 absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::uint64_t size_bytes,
                                                        HugePages huge_pages,
-                                                       std::function<void()> on_destroy) {
+                                                       std::function<void()> on_destroy,
+                                                       LeaveMemory leave_memory) {
   const std::string name = absl::StrCat("kavern-region-", id);
   KAVERN_ASSIGN_OR_RETURN(
       UniqueFd fd,
@@ -41,24 +42,28 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::ui
   madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);
   if (huge_pages == HugePages::kAuto) madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE);
   return std::shared_ptr<Region>(
-      new Region(id, std::move(fd), std::move(mapping), huge_pages, std::move(on_destroy)));
+      new Region(id, std::move(fd), std::move(mapping), huge_pages, std::move(on_destroy),
+                 std::move(leave_memory)));
 }
 
 Region::Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pages,
-               std::function<void()> on_destroy)
+               std::function<void()> on_destroy, LeaveMemory leave_memory)
     : id_(id),
       size_bytes_(mapping.size()),
       fd_(std::move(fd)),
       mapping_(std::move(mapping)),
       huge_pages_(huge_pages),
-      on_destroy_(std::move(on_destroy)) {}
+      on_destroy_(std::move(on_destroy)),
+      leave_memory_(std::move(leave_memory)) {}
 
 Region::~Region() {
   // The memory must be gone before anybody is told that it is: also where a client that said that
   // it unmapped the region still maps it. It finds zeroes, which its own memory cgroup pays for.
   mapping_.Reset();
-  fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-            static_cast<off_t>(size_bytes_));
+  if (leave_memory_ == nullptr || !*leave_memory_) {
+    fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+              static_cast<off_t>(size_bytes_));
+  }
   fd_.Reset();
   if (on_destroy_) on_destroy_();
 }

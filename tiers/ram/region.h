@@ -2,6 +2,7 @@
 #ifndef KAVERN_TIERS_RAM_REGION_H_
 #define KAVERN_TIERS_RAM_REGION_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -23,15 +24,20 @@ enum class HugePages {
 // Shared ownership: the pool and the namespace that uses it hold it, and so does every session
 // whose client has it mapped. Its memory counts against the RAM tier's capacity until the last of
 // them lets go; it is given back to the machine then, even while a client that lied about it still
-// has it mapped.
+// has it mapped. Not so when the process ends: then clients keep what they have mapped, and their
+// leases stay readable (P4).
 class Region : public std::enable_shared_from_this<Region> {
  public:
+  // When set and true: the memory stays with whoever else maps it.
+  using LeaveMemory = std::shared_ptr<const std::atomic<bool>>;
+
   // Creates, sizes, seals and maps a memfd named "kavern-region-<id>"; the memory is not populated
   // yet. `on_destroy`, if set, runs last in the destructor, on whichever thread drops the last
   // share.
   static absl::StatusOr<std::shared_ptr<Region>> Create(std::uint64_t id, std::uint64_t size_bytes,
                                                         HugePages huge_pages,
-                                                        std::function<void()> on_destroy);
+                                                        std::function<void()> on_destroy,
+                                                        LeaveMemory leave_memory = nullptr);
   ~Region();
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
@@ -52,7 +58,7 @@ class Region : public std::enable_shared_from_this<Region> {
 
  private:
   Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pages,
-         std::function<void()> on_destroy);
+         std::function<void()> on_destroy, LeaveMemory leave_memory);
 
   const std::uint64_t id_;
   const std::uint64_t size_bytes_;
@@ -60,6 +66,7 @@ class Region : public std::enable_shared_from_this<Region> {
   Mapping mapping_;
   const HugePages huge_pages_;
   const std::function<void()> on_destroy_;
+  const LeaveMemory leave_memory_;
 };
 
 // Where one part of a block is. Valid while the lease that gave it lives: a lease pins its slots,

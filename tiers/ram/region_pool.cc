@@ -22,6 +22,8 @@ struct RegionPool::Shared {
   explicit Shared(RegionPoolOptions pool_options) : options(std::move(pool_options)) {}
 
   const RegionPoolOptions options;
+  const std::shared_ptr<std::atomic<bool>> leave_memory =
+      std::make_shared<std::atomic<bool>>(false);
 
   mutable Mutex mu;
   CondVar changed;
@@ -111,7 +113,8 @@ class RegionPool::Populator {
     }
     auto huge_bytes = std::make_shared<std::uint64_t>(0);
     auto region = Region::Create(id, options.region_bytes, options.huge_pages,
-                                 [shared = shared_, huge_bytes] { shared->Forget(*huge_bytes); });
+                                 [shared = shared_, huge_bytes] { shared->Forget(*huge_bytes); },
+                                 shared_->leave_memory);
     if (!region.ok()) {
       shared_->Forget(0);
       return std::string(region.status().message());
@@ -205,6 +208,8 @@ std::shared_ptr<Region> RegionPool::Take() {
   shared_->ready.pop_front();
   return region;
 }
+
+void RegionPool::LeaveMemory() { *shared_->leave_memory = true; }
 
 void RegionPool::SetReadyCallback(std::function<void()> ready) {
   MutexLock lock(shared_->mu);

@@ -46,6 +46,10 @@ class RegionPool {
   // Blocks until no region can be added at the present (all populated, or waiting for memory).
   void WaitUntilSettled();
 
+  // The process is about to end: regions are no longer emptied when they are destroyed, so that
+  // clients that still hold leases read on.
+  void LeaveMemory();
+
   struct Status {
     std::uint64_t capacity_bytes = 0;
     std::uint64_t existing_bytes = 0;  // ready + taken + retired but still mapped + being made

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -117,6 +118,20 @@ TEST(Region, ALyingClientKeepsNeitherTheMemoryNorTheBytes) {
   region.reset();
   EXPECT_EQ(PagesOf({liar->data(), liar->size()}), 0U);
   EXPECT_EQ(liar->data()[5 * kPage], std::byte{0});
+}
+
+// The daemon ends by SIGTERM while a client holds a lease: nobody reuses the memory, so nobody may
+// take it away.
+TEST(Region, AtTheEndOfTheProcessClientsKeepWhatTheyHaveMapped) {
+  const auto leave = std::make_shared<std::atomic<bool>>(false);
+  auto region = Region::Create(1, 4 * kPage, HugePages::kOff, {}, leave);
+  ASSERT_TRUE(region.ok()) << region.status();
+  (*region)->bytes()[kPage] = std::byte{77};
+  auto client = Mapping::Map((*region)->fd(), 4 * kPage, Mapping::Access::kReadOnly);
+  ASSERT_TRUE(client.ok()) << client.status();
+  *leave = true;
+  region->reset();
+  EXPECT_EQ(client->data()[kPage], std::byte{77});
 }
 
 TEST(Region, ASizeThatCannotBeIsAnError) {

@@ -1,0 +1,171 @@
+// Store, match and fetch through the public interface.
+#include <algorithm>
+
+#include "base/copy_and_checksum.h"
+#include "tests/unit/client/client_fixture.h"
+
+namespace kavern {
+namespace {
+
+using NamespaceTest = ClientTest;
+
+TEST_F(NamespaceTest, WhatWasStoredIsMatchedWithoutACallAndComesBack) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 20);
+  EXPECT_EQ(ns->Match(keys), 0U);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  EXPECT_EQ(ns->Match(keys), keys.size());
+  EXPECT_EQ(ns->Match(std::span(keys).first(7)), 7U);
+  EXPECT_EQ(ns->Match(Keys(*ns, 2, 20)), 0U);
+  EXPECT_EQ(ns->Match({}), 0U);
+  EXPECT_EQ(daemon_.calls("Match"), 0U);
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
+  EXPECT_EQ(daemon_.leased_bytes(), 0U);
+}
+
+TEST_F(NamespaceTest, AnotherClientFindsWhatThisOneStored) {
+  const auto first = Connect();
+  const auto keys = Keys(*Open(*first), 1, 20);
+  ASSERT_TRUE(Store(*Open(*first), keys).ok());
+  const auto second = Connect();
+  const auto ns = Open(*second);
+  EXPECT_EQ(ns->Match(keys), keys.size());
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
+}
+
+TEST_F(NamespaceTest, AStoreIsSplitIntoRequestsAndStaysOneChain) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 30);
+  ASSERT_TRUE(Store(*ns, std::span(keys).first(10)).ok());
+  ASSERT_TRUE(Store(*ns, std::span(keys).subspan(10), keys[9]).ok());
+  const auto again = Store(*ns, keys);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->outcomes, std::vector<StoreOutcome>(30, StoreOutcome::kExists));
+  EXPECT_EQ(again->stored_bytes, 0U);
+  EXPECT_EQ(ns->Match(keys), keys.size());
+}
+
+// Pieces are what an engine has: a layer here, a layer there.
+TEST_F(NamespaceTest, PiecesAreGatheredAndScatteredInOrder) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 2);
+  std::vector<std::vector<std::byte>> payloads = {Payload(keys[0]), Payload(keys[1])};
+  std::vector<ConstBuffer> sources;
+  for (const auto& payload : payloads) {
+    sources.push_back(std::span(payload).first(1000));
+    sources.push_back(std::span(payload).subspan(1000, 96));
+    sources.push_back(std::span(payload).subspan(1096));
+  }
+  ASSERT_TRUE(ns->Store({.keys = keys}, sources).ok());
+  std::vector<std::byte> back(2 * kPartBytes);
+  std::vector<MutableBuffer> targets;
+  for (std::size_t part = 0; part < 2; ++part) {
+    const MutableBuffer whole = std::span(back).subspan(part * kPartBytes, kPartBytes);
+    targets.push_back(whole.first(4000));
+    targets.push_back(whole.subspan(4000));
+  }
+  const auto fetched = ns->FetchInto({.keys = keys}, targets);
+  ASSERT_TRUE(fetched.ok() && fetched->all_ok());
+  EXPECT_TRUE(std::equal(back.begin(), back.begin() + kPartBytes, payloads[0].begin()));
+  EXPECT_TRUE(std::equal(back.begin() + kPartBytes, back.end(), payloads[1].begin()));
+}
+
+TEST_F(NamespaceTest, BuffersOfTheWrongSizeAreRefusedBeforeAnyCall) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 2);
+  std::vector<std::byte> memory(kPartBytes);
+  const std::vector<ConstBuffer> short_by_one = {memory, ConstBuffer(memory).first(kPartBytes - 1)};
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Store({.keys = keys}, short_by_one).status()));
+  const std::vector<ConstBuffer> too_few = {memory};
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Store({.keys = keys}, too_few).status()));
+  const std::vector<ConstBuffer> both = {memory, memory};
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Store({.keys = keys, .shard = 1}, both).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Store({.keys = keys, .group = 9}, both).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Store({}, {}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(ns->Fetch({.keys = keys, .shard = 1}).status()));
+  EXPECT_EQ(daemon_.calls("BeginStore") + daemon_.calls("Fetch"), 0U);
+}
+
+// Somebody scribbles over shared memory that the daemon has published.
+TEST_F(NamespaceTest, DamagedBytesAreDataLossThenAMiss) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 3);
+  auto lease = ns->BeginStore({.keys = keys});
+  ASSERT_TRUE(lease.ok());
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const std::vector<std::byte> payload = Payload(keys[i]);
+    const ConstBuffer piece(payload);
+    ASSERT_TRUE(lease->Fill(i, {&piece, 1}).ok());
+  }
+  const MutableBuffer shared = lease->bytes(1);
+  ASSERT_TRUE(lease->Commit().ok());
+  shared[77] ^= std::byte{1};
+  EXPECT_THAT(Fetch(*ns, keys), testing::ElementsAre(absl::StatusCode::kOk,
+                                                     absl::StatusCode::kDataLoss,
+                                                     absl::StatusCode::kOk));
+  EXPECT_TRUE(Eventually([&] { return ns->Match(keys) == 1; }));
+  EXPECT_EQ(Fetch(*ns, keys)[1], absl::StatusCode::kNotFound);
+  EXPECT_EQ(daemon_.store().GetCounters().damaged_blocks, 1U);
+  // Stored again, the chain is whole.
+  ASSERT_TRUE(Store(*ns, std::span(keys).subspan(1), keys[0]).ok());
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(3));
+}
+
+TEST_F(NamespaceTest, TheBytesPlaneStoresAndFetchesTheSameBlocks) {
+  ClientOptions options;
+  options.force_bytes_plane = true;
+  const auto remote = Connect(options);
+  const auto local = Connect();
+  const auto by_bytes = Open(*remote);
+  const auto by_memory = Open(*local);
+  const auto keys = Keys(*by_bytes, 1, 10);
+  const auto by_message = Store(*by_bytes, std::span(keys).first(5));
+  ASSERT_TRUE(by_message.ok()) << by_message.status();
+  ASSERT_TRUE(Store(*by_memory, std::span(keys).subspan(5), keys[4]).ok());
+  EXPECT_EQ(Fetch(*by_bytes, keys), AllOk(10));
+  EXPECT_EQ(Fetch(*by_memory, keys), AllOk(10));
+  EXPECT_GT(daemon_.calls("PutBlocks"), 0U);
+  EXPECT_GT(daemon_.calls("GetBlocks"), 0U);
+}
+
+TEST_F(NamespaceTest, MissesStandBetweenHits) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 4);
+  ASSERT_TRUE(Store(*ns, std::span(keys).first(2)).ok());
+  const auto other = Keys(*ns, 2, 1);
+  const std::vector<BlockKey> mixed = {keys[0], other[0], keys[1], keys[3]};
+  EXPECT_THAT(Fetch(*ns, mixed),
+              testing::ElementsAre(absl::StatusCode::kOk, absl::StatusCode::kNotFound,
+                                   absl::StatusCode::kOk, absl::StatusCode::kNotFound));
+}
+
+// Copies run in four threads, several callers at a time, on one client.
+TEST_F(NamespaceTest, ManyThreadsShareOneClient) {
+  ClientOptions options;
+  options.copy_threads = 4;
+  const auto client = Connect(options);
+  const auto ns = Open(*client);
+  std::vector<std::thread> threads;
+  for (std::uint32_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::uint32_t round = 0; round < 30; ++round) {
+        const auto keys = Keys(*ns, t * 100 + round % 10, 24);
+        EXPECT_TRUE(Store(*ns, keys).ok());
+        ns->Match(keys);
+        Fetch(*ns, keys);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(Eventually([&] { return daemon_.leased_bytes() == 0; }));
+  EXPECT_GT(daemon_.store().GetCounters().fetch_hit_blocks, 0U);
+}
+
+}  // namespace
+}  // namespace kavern
