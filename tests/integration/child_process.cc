@@ -14,7 +14,7 @@
 namespace kavern {
 namespace {
 
-constexpr int kReadTimeoutMs = 30000;
+constexpr int kReadTimeoutMs = 100000;
 
 // False: nothing more will come.
 bool ReadSome(int fd, std::string* text) {

@@ -20,7 +20,7 @@ class ChildProcess {
   ChildProcess& operator=(ChildProcess&&) = delete;
 
   pid_t pid() const { return pid_; }
-  // The next line of its stdout; empty at the end of file or after 30 s.
+  // The next line of its stdout; empty at the end of file or after 100 s.
   std::string ReadLine();
   // Everything that it prints until it closes stdout.
   std::string ReadAll();
