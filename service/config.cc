@@ -43,7 +43,6 @@ absl::Status CheckLoopbackAddress(const std::string& address) {
   std::uint32_t number = 0;
   if ((host != "127.0.0.1" && host != "[::1]" && host != "localhost") ||
       port.find_first_not_of("0123456789") != std::string::npos ||
-      port.find_first_not_of("0123456789") != std::string::npos ||
       !absl::SimpleAtoi(port, &number) || number > 65535) {
     return absl::InvalidArgumentError(kExpected);
   }
