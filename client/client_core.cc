@@ -31,9 +31,8 @@ absl::StatusOr<Endpoint> ParseAddress(const std::string& address) {
     endpoint.grpc_target = std::string(rest);
     return endpoint;
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("address: got \"", address,
-                   "\", expected unix:///path/to/socket or tcp://host:port"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "address: got \"", address, "\", expected unix:///path/to/socket or tcp://host:port"));
 }
 
 ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> control)
@@ -44,7 +43,9 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> cont
   releaser_ = std::thread([this] { ReleaseLoop(); });
 }
 
-ClientCore::~ClientCore() { Stop(); }
+ClientCore::~ClientCore() {
+  Stop();
+}
 
 void ClientCore::Stop() {
   {
@@ -65,8 +66,8 @@ CallContext ClientCore::Context(const Attachment* attachment,
                                 std::chrono::milliseconds deadline) const {
   CallContext context;
   if (attachment != nullptr) context.session_token = attachment->session_token();
-  context.deadline = std::chrono::steady_clock::now() +
-                     (deadline.count() > 0 ? deadline : options_.deadline);
+  context.deadline =
+      std::chrono::steady_clock::now() + (deadline.count() > 0 ? deadline : options_.deadline);
   return context;
 }
 

@@ -34,7 +34,8 @@ ClientImpl::ClientImpl(ClientOptions options, const client::Endpoint& endpoint,
 
 ClientImpl::~ClientImpl() {
   if (!core_->CheckProcess().ok()) {
-    // A forked child has the object but none of its threads: there is nothing to join, and nothing to free.
+    // A forked child has the object but none of its threads: there is nothing to join, and nothing
+    // to free.
     [[maybe_unused]] auto* leaked = link_.release();
     [[maybe_unused]] auto* kept = new std::shared_ptr<ClientCore>(core_);
     return;

@@ -44,8 +44,9 @@ struct PendingRelease {
   std::vector<v1::ReleaseRequest::Suspect> suspects;
 };
 
-// What leases and namespaces need of the client. Shared by them, so that a lease that outlives its client is
-// safe: it then only lets go of its memory, and the daemon ends the lease with the session.
+// What leases and namespaces need of the client. Shared by them, so that a lease that outlives its
+// client is safe: it then only lets go of its memory, and the daemon ends the lease with the
+// session.
 class ClientCore {
  public:
   ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> control);
@@ -96,10 +97,11 @@ class ClientImpl final : public Client {
   absl::Status Ping() override;
   ConnectionInfo connection() const override;
 
-  // For namespaces: the attachment to call with; nullptr on TCP. Unavailable when the daemon is away.
+  // For namespaces: the attachment to call with; nullptr on TCP. Unavailable when the daemon is
+  // away.
   absl::StatusOr<std::shared_ptr<client::Attachment>> Attached() const;
-  // What a failed call says of the session: Unauthenticated means that the daemon does not know it any more;
-  // the client attaches anew and the caller gets Unavailable.
+  // What a failed call says of the session: Unauthenticated means that the daemon does not know it
+  // any more; the client attaches anew and the caller gets Unavailable.
   absl::Status Judge(const std::shared_ptr<client::Attachment>& attachment,
                      const absl::Status& status) const;
 
@@ -114,7 +116,8 @@ class ClientImpl final : public Client {
 
   mutable Mutex mu_;
   std::vector<std::weak_ptr<NamespaceImpl>> namespaces_ KAVERN_GUARDED_BY(mu_);
-  std::unique_ptr<client::SessionLink> link_;  // nullptr on TCP; last, so that its thread ends first
+  std::unique_ptr<client::SessionLink>
+      link_;  // nullptr on TCP; last, so that its thread ends first
 };
 
 }  // namespace kavern

@@ -146,9 +146,10 @@ std::vector<MetricFamily> NodeMetrics::Collect() const {
                              "Sessions ended for a malformed message or an unread queue.",
                              attach.fenced_by_protocol));
   families.push_back(Counter("kavern_attach_ended_total", "Sessions freed.", attach.ended));
-  families.push_back(Counter("kavern_attach_accept_pauses_total",
-                             "Times that no connection was accepted for want of descriptors or memory.",
-                             attach.accept_pauses));
+  families.push_back(
+      Counter("kavern_attach_accept_pauses_total",
+              "Times that no connection was accepted for want of descriptors or memory.",
+              attach.accept_pauses));
 
   families.push_back(Gauge("kavern_calls_in_progress", "RPCs in progress.", calls_in_progress_()));
   families.push_back(Gauge("kavern_degraded",

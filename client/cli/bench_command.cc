@@ -33,7 +33,8 @@ absl::StatusOr<std::vector<BenchRow>> Measure(const GlobalOptions& global, int r
   KAVERN_RETURN_IF_ERROR(BenchMatch(*node, repetitions, memory, &rows));
   KAVERN_RETURN_IF_ERROR(BenchCalls(*node, repetitions, memory, &rows));
   for (const CopyCase& c : cases) {
-    bar.Update(++done, absl::StrCat(FormatBytes(c.block_bytes), " blocks, ", c.batch, " at a time"));
+    bar.Update(++done,
+               absl::StrCat(FormatBytes(c.block_bytes), " blocks, ", c.batch, " at a time"));
     if (node->block_bytes() != c.block_bytes || c.targeted) {
       KAVERN_RETURN_IF_ERROR(node->UseBlockBytes(c.block_bytes, CopyRoomBytes()));
     }
@@ -59,7 +60,8 @@ int RunBench(const GlobalOptions& global, int repetitions, bool targets_only) {
 
 void RegisterBench(CLI::App& app, const GlobalOptions& global, Runner& run) {
   CLI::App* command = app.add_subcommand(
-      "bench", "Measure an idle daemon against memcpy, empty calls and libcrypto; evicts what it holds");
+      "bench",
+      "Measure an idle daemon against memcpy, empty calls and libcrypto; evicts what it holds");
   auto repetitions = std::make_shared<int>(5);
   auto targets_only = std::make_shared<bool>(false);
   command->add_option("--repetitions", *repetitions, "Of every measurement; the median counts")

@@ -49,7 +49,8 @@ void AddLayoutOptions(CLI::App& command, LayoutOptions& options) {
   command.add_option("--latent-dim", options.latent_dim, "MLA: elements of the latent vector")
       ->group(group);
   command.add_option("--dtype", options.dtype, "Element type")->capture_default_str()->group(group);
-  command.add_option("--shards", options.shards, "Distinct shards of a block (tensor parallel ranks)")
+  command
+      .add_option("--shards", options.shards, "Distinct shards of a block (tensor parallel ranks)")
       ->capture_default_str();
 }
 

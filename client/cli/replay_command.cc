@@ -21,7 +21,9 @@ struct Options {
   bool as_fast_as_possible = false;
 };
 
-double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
+double Ratio(double part, double whole) {
+  return whole > 0 ? part / whole : 0;
+}
 
 nlohmann::json Latency(const std::vector<double>& samples) {
   return {{"samples", samples.size()},
@@ -82,8 +84,8 @@ std::string LatencyText(const std::vector<double>& samples) {
 }
 
 std::string HitText(std::uint64_t hits, std::uint64_t all) {
-  return FormatFixed(100 * Ratio(static_cast<double>(hits), static_cast<double>(all)), 2) + " %  (" +
-         FormatCount(hits) + " of " + FormatCount(all) + ")";
+  return FormatFixed(100 * Ratio(static_cast<double>(hits), static_cast<double>(all)), 2) +
+         " %  (" + FormatCount(hits) + " of " + FormatCount(all) + ")";
 }
 
 std::string MovedText(std::uint64_t bytes, double seconds) {
@@ -109,7 +111,8 @@ std::string ReportText(const Options& options, const ReplayResult& result) {
   row("fetch p50 / p99", LatencyText(stats.fetch_seconds));
   row("store p50 / p99", LatencyText(stats.store_seconds));
   if (options.replay.layout.preset.has_value()) {
-    row("prefill saved", FormatFixed(stats.prefill_seconds_saved, 1) + " s of one H100 at half its peak");
+    row("prefill saved",
+        FormatFixed(stats.prefill_seconds_saved, 1) + " s of one H100 at half its peak");
   }
   row("bytes verified", FormatCount(stats.verified_bytes));
   row("wrong bytes", FormatCount(stats.wrong_bytes));
@@ -192,9 +195,10 @@ void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run) {
       ->capture_default_str();
   command->add_option("--limit", options->limit, "Play only the first requests; 0: all")
       ->capture_default_str();
-  command->add_flag("--deterministic", replay.deterministic,
-                    "One worker that waits for the daemon's background after each request: the hits are "
-                    "a function of trace and capacity");
+  command->add_flag(
+      "--deterministic", replay.deterministic,
+      "One worker that waits for the daemon's background after each request: the hits are "
+      "a function of trace and capacity");
   command->callback([&run, &global, options] {
     run = [&global, options] { return RunReplayCommand(global, *options); };
   });

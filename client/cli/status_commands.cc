@@ -67,8 +67,10 @@ json StatusJson(const v1::GetStatusResponse& status) {
 }
 
 std::string Percent(std::uint64_t part, std::uint64_t whole) {
-  return whole == 0 ? "-" : FormatFixed(100.0 * static_cast<double>(part) /
-                                            static_cast<double>(whole), 1) + " %";
+  return whole == 0
+             ? "-"
+             : FormatFixed(100.0 * static_cast<double>(part) / static_cast<double>(whole), 1) +
+                   " %";
 }
 
 std::string StatusText(const v1::GetStatusResponse& status) {
@@ -115,8 +117,8 @@ std::string StatusText(const v1::GetStatusResponse& status) {
 absl::StatusOr<v1::GetStatusResponse> AskOnce(const GlobalOptions& global,
                                               std::unique_ptr<AdminClient>& admin) {
   if (admin == nullptr) {
-    KAVERN_ASSIGN_OR_RETURN(
-        admin, AdminClient::Connect(global.address, global.tenant, global.deadline));
+    KAVERN_ASSIGN_OR_RETURN(admin,
+                            AdminClient::Connect(global.address, global.tenant, global.deadline));
   }
   auto status = admin->GetStatus();
   if (!status.ok()) admin.reset();  // a daemon that restarted knows no old session
@@ -158,11 +160,11 @@ std::string RatesText(const v1::Counters& before, const v1::Counters& now, doubl
   };
   const std::uint64_t hits = now.fetch_hit_blocks() - before.fetch_hit_blocks();
   const std::uint64_t misses = now.fetch_miss_blocks() - before.fetch_miss_blocks();
-  return absl::StrCat(
-      "\nnow      store ", FormatGBps(rate(before.store_bytes(), now.store_bytes())), ", fetch ",
-      FormatGBps(rate(before.fetch_bytes(), now.fetch_bytes())), ", hits ",
-      Percent(hits, hits + misses), ", evictions ",
-      FormatFixed(rate(before.evicted_blocks(), now.evicted_blocks()), 0), "/s\n");
+  return absl::StrCat("\nnow      store ",
+                      FormatGBps(rate(before.store_bytes(), now.store_bytes())), ", fetch ",
+                      FormatGBps(rate(before.fetch_bytes(), now.fetch_bytes())), ", hits ",
+                      Percent(hits, hits + misses), ", evictions ",
+                      FormatFixed(rate(before.evicted_blocks(), now.evicted_blocks()), 0), "/s\n");
 }
 
 // One screen per interval until `iterations` are shown (0: for ever) or q is pressed.
@@ -180,8 +182,7 @@ int RunTop(const GlobalOptions& global, std::int64_t interval_ms, std::uint64_t 
     if (global.json) {
       std::printf("%s\n", StatusJson(*status).dump().c_str());
     } else {
-      const std::string rates =
-          shown == 0 ? "" : RatesText(before, status->counters(), seconds);
+      const std::string rates = shown == 0 ? "" : RatesText(before, status->counters(), seconds);
       std::printf("%s%s%s", terminal ? "\x1b[H\x1b[2J" : "", StatusText(*status).c_str(),
                   rates.c_str());
     }
@@ -275,7 +276,8 @@ void RegisterTop(CLI::App& app, const GlobalOptions& global, Runner& run) {
 void RegisterNamespaces(CLI::App& app, const GlobalOptions& global, Runner& run) {
   CLI::App* command = app.add_subcommand("namespaces", "Which namespaces there are");
   auto purge = std::make_shared<std::string>();
-  command->add_option("--purge", *purge, "Forget every block of the namespace with this fingerprint");
+  command->add_option("--purge", *purge,
+                      "Forget every block of the namespace with this fingerprint");
   command->callback(
       [&run, &global, purge] { run = [&global, purge] { return RunNamespaces(global, *purge); }; });
 }

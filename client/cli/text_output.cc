@@ -21,9 +21,13 @@ TextTable::TextTable(std::vector<std::string> header) {
   AddRule();
 }
 
-void TextTable::AddRow(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+void TextTable::AddRow(std::vector<std::string> cells) {
+  rows_.push_back(std::move(cells));
+}
 
-void TextTable::AddRule() { rows_.emplace_back(); }
+void TextTable::AddRule() {
+  rows_.emplace_back();
+}
 
 std::string TextTable::ToString() const {
   std::vector<std::size_t> widths;
@@ -57,7 +61,9 @@ ProgressBar::ProgressBar(std::string label, std::uint64_t total, bool enabled)
       enabled_(enabled),
       terminal_(isatty(STDERR_FILENO) != 0) {}
 
-ProgressBar::~ProgressBar() { Finish(); }
+ProgressBar::~ProgressBar() {
+  Finish();
+}
 
 void ProgressBar::Update(std::uint64_t done, const std::string& note) {
   if (!enabled_) return;

@@ -9,7 +9,8 @@
 
 namespace kavern::cli {
 
-// A plain-text table: first column left-aligned, the others right-aligned; columns as wide as their widest cell.
+// A plain-text table: first column left-aligned, the others right-aligned; columns as wide as their
+// widest cell.
 class TextTable {
  public:
   explicit TextTable(std::vector<std::string> header);
@@ -21,7 +22,8 @@ class TextTable {
   std::vector<std::vector<std::string>> rows_;  // an empty row is a rule
 };
 
-// One line on stderr, redrawn in place; prints nothing where stderr is no terminal, but for a line every 10 %.
+// One line on stderr, redrawn in place; prints nothing where stderr is no terminal, but for a line
+// every 10 %.
 class ProgressBar {
  public:
   ProgressBar(std::string label, std::uint64_t total, bool enabled);
@@ -38,10 +40,10 @@ class ProgressBar {
   std::chrono::steady_clock::time_point last_draw_;
 };
 
-std::string FormatCount(std::uint64_t value);            // 1,234,567
-std::string FormatFixed(double value, int decimals);     // 12.34
-std::string FormatGBps(double bytes_per_second);         // "7.31 GB/s", decimal GB
-std::string FormatMicros(double seconds);                // "12.3 us", "4.56 ms", "1.20 s"
+std::string FormatCount(std::uint64_t value);         // 1,234,567
+std::string FormatFixed(double value, int decimals);  // 12.34
+std::string FormatGBps(double bytes_per_second);      // "7.31 GB/s", decimal GB
+std::string FormatMicros(double seconds);             // "12.3 us", "4.56 ms", "1.20 s"
 
 }  // namespace kavern::cli
 

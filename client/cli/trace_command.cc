@@ -58,11 +58,13 @@ void RegisterTrace(CLI::App& app, const GlobalOptions& global, Runner& run) {
       ->capture_default_str();
   generate->add_option("--turns", options->turns_mean, "Mean turns of a conversation")
       ->capture_default_str();
-  generate->add_option("--arrival-rate", options->arrivals_per_second,
-                       "Conversations that begin per second")
+  generate
+      ->add_option("--arrival-rate", options->arrivals_per_second,
+                   "Conversations that begin per second")
       ->capture_default_str();
-  generate->add_option("--think-seconds", options->think_seconds_mean,
-                       "Mean time between an answer and the next question")
+  generate
+      ->add_option("--think-seconds", options->think_seconds_mean,
+                   "Mean time between an answer and the next question")
       ->capture_default_str();
   generate->add_option("--system-prompts", options->system_prompts, "Shared system prompts")
       ->capture_default_str();
@@ -72,8 +74,9 @@ void RegisterTrace(CLI::App& app, const GlobalOptions& global, Runner& run) {
       ->capture_default_str();
   generate->add_option("--answer-tokens", options->answer_tokens_mean, "Mean tokens answered")
       ->capture_default_str();
-  generate->add_option("--input-tokens-max", options->input_tokens_max,
-                       "A conversation that has grown past this ends")
+  generate
+      ->add_option("--input-tokens-max", options->input_tokens_max,
+                   "A conversation that has grown past this ends")
       ->capture_default_str();
   generate->callback([&run, &global, options, output] {
     run = [&global, options, output] { return RunGenerate(global, *options, *output); };

@@ -1,5 +1,5 @@
-// What an inference worker does with Kavern: takes the cached prefix of a prompt back, computes the rest,
-// stores what it computed. Run it twice against one daemon: the second run computes nothing.
+// What an inference worker does with Kavern: takes the cached prefix of a prompt back, computes the
+// rest, stores what it computed. Run it twice against one daemon: the second run computes nothing.
 //
 //   worker_example unix:///run/kavern/kavern.sock
 #include <algorithm>
@@ -11,7 +11,8 @@
 
 namespace {
 
-// Stands for the model: the KV of a block follows from its key, which stands for all tokens up to its end.
+// Stands for the model: the KV of a block follows from its key, which stands for all tokens up to
+// its end.
 void Prefill(const kavern::BlockKey& key, kavern::MutableBuffer kv) {
   for (std::size_t i = 0; i < kv.size(); ++i) kv[i] = std::byte(key.bytes[i % 16]);
 }
@@ -29,7 +30,8 @@ int main(int argc, char** argv) {
   auto client = kavern::Client::Create(options);
   if (!client.ok()) return Fail(client.status());
 
-  // Everything that changes KV bytes goes into the spec: workers share blocks only if all of it is equal.
+  // Everything that changes KV bytes goes into the spec: workers share blocks only if all of it is
+  // equal.
   kavern::NamespaceSpec spec;
   spec.model = "llama-3-8b";
   spec.weights_revision = "main";
@@ -54,7 +56,8 @@ int main(int argc, char** argv) {
 
   std::size_t cached = (*ns)->Match(keys);  // shared memory, no call
   if (cached > 0) {
-    const auto got = (*ns)->FetchInto({.keys = keys.first(cached)}, std::span(blocks).first(cached));
+    const auto got =
+        (*ns)->FetchInto({.keys = keys.first(cached)}, std::span(blocks).first(cached));
     if (!got.ok()) return Fail(got.status());
     const auto ok = [](absl::StatusCode code) { return code == absl::StatusCode::kOk; };
     cached = std::find_if_not(got->codes.begin(), got->codes.end(), ok) - got->codes.begin();
@@ -63,7 +66,8 @@ int main(int argc, char** argv) {
   if (cached < keys.size()) {
     const std::vector<kavern::ConstBuffer> fresh(kv.begin() + cached, kv.end());
     const auto stored = (*ns)->Store({.parent = cached > 0 ? keys[cached - 1] : kavern::BlockKey{},
-                                      .keys = keys.subspan(cached)}, fresh);
+                                      .keys = keys.subspan(cached)},
+                                     fresh);
     if (!stored.ok()) return Fail(stored.status());
   }
   std::printf("%zu blocks: %zu fetched, %zu computed\n", keys.size(), cached, keys.size() - cached);

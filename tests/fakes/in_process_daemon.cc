@@ -148,10 +148,10 @@ class InProcessControlPlane final : public client::ControlPlane {
                      Response* response,
                      absl::Status (RequestHandlers::*handler)(Session&, const Request&,
                                                               Response*)) {
-    return daemon_.Serve(
-        method, context, [&](RequestHandlers& handlers, const std::shared_ptr<Session>& session) {
-          return (handlers.*handler)(*session, request, response);
-        });
+    return daemon_.Serve(method, context,
+                         [&](RequestHandlers& handlers, const std::shared_ptr<Session>& session) {
+                           return (handlers.*handler)(*session, request, response);
+                         });
   }
 
   InProcessDaemon& daemon_;
@@ -171,8 +171,8 @@ InProcessDaemon::~InProcessDaemon() {
 }
 
 void InProcessDaemon::Start() {
-  auto node = std::make_unique<Node>(directory_ + "/kavern.sock.attach", capacity_bytes_,
-                                     region_bytes_);
+  auto node =
+      std::make_unique<Node>(directory_ + "/kavern.sock.attach", capacity_bytes_, region_bytes_);
   MutexLock lock(mu_);
   node_ = std::move(node);
   serving_ = true;

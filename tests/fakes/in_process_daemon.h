@@ -1,5 +1,6 @@
-// The daemon's insides in the test's own process, and a control plane to them without gRPC: what sanitizers
-// and slow machines can follow. Attach socket, sessions, handlers and store are the real ones.
+// The daemon's insides in the test's own process, and a control plane to them without gRPC: what
+// sanitizers and slow machines can follow. Attach socket, sessions, handlers and store are the real
+// ones.
 #ifndef KAVERN_TESTS_FAKES_IN_PROCESS_DAEMON_H_
 #define KAVERN_TESTS_FAKES_IN_PROCESS_DAEMON_H_
 

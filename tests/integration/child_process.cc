@@ -57,7 +57,9 @@ ChildProcess::ChildProcess(ChildProcess&& other) noexcept
       stdout_(std::move(other.stdout_)),
       unread_(std::move(other.unread_)) {}
 
-ChildProcess::~ChildProcess() { Kill(); }
+ChildProcess::~ChildProcess() {
+  Kill();
+}
 
 std::string ChildProcess::ReadLine() {
   for (;;) {

@@ -1,4 +1,5 @@
-// Real processes, as a test's children: started with fork and exec, ended at the latest with their object.
+// Real processes, as a test's children: started with fork and exec, ended at the latest with their
+// object.
 #ifndef KAVERN_TESTS_INTEGRATION_CHILD_PROCESS_H_
 #define KAVERN_TESTS_INTEGRATION_CHILD_PROCESS_H_
 

@@ -9,7 +9,8 @@ namespace {
 
 using nlohmann::json;
 
-const char* const kConversationTrace = KAVERN_SOURCE_DIR "/../shared/traces/conversation_trace_30min.jsonl";
+const char* const kConversationTrace =
+    KAVERN_SOURCE_DIR "/../shared/traces/conversation_trace_30min.jsonl";
 
 class CliTest : public NodeTest {
  protected:
@@ -25,18 +26,18 @@ class CliTest : public NodeTest {
   }
   std::string Generate(int conversations) {
     const std::string path = directory() + "/trace.jsonl";
-    EXPECT_EQ(Kavern({"trace", "generate", "--conversations", std::to_string(conversations), "-o",
-                      path})
-                  .status,
-              0);
+    EXPECT_EQ(
+        Kavern({"trace", "generate", "--conversations", std::to_string(conversations), "-o", path})
+            .status,
+        0);
     return path;
   }
-  // Hits of the same trace in a cache of so many blocks, by a program that shares no code with the daemon.
+  // Hits of the same trace in a cache of so many blocks, by a program that shares no code with the
+  // daemon.
   static json Simulate(const std::string& trace, std::uint64_t capacity_blocks) {
-    const CommandResult result =
-        RunCommand({"/usr/bin/python3", KAVERN_SOURCE_DIR "/tests/sim/lru_reference.py",
-                    "--capacity-blocks", std::to_string(capacity_blocks), "--full-blocks-only",
-                    "--json", trace});
+    const CommandResult result = RunCommand(
+        {"/usr/bin/python3", KAVERN_SOURCE_DIR "/tests/sim/lru_reference.py", "--capacity-blocks",
+         std::to_string(capacity_blocks), "--full-blocks-only", "--json", trace});
     EXPECT_EQ(result.status, 0);
     return json::parse(result.output)["rows"][0];
   }
@@ -44,9 +45,8 @@ class CliTest : public NodeTest {
   void ExpectReplayEqualsSimulation(const std::string& trace, const std::string& capacity,
                                     std::uint64_t capacity_blocks) {
     StartDaemon({"ram.capacity=" + capacity});
-    const json replayed =
-        KavernJson({"replay", trace, "--deterministic", "--layers", "1", "--kv-heads", "1",
-                    "--head-dim", "4", "--dtype", "int8"});
+    const json replayed = KavernJson({"replay", trace, "--deterministic", "--layers", "1",
+                                      "--kv-heads", "1", "--head-dim", "4", "--dtype", "int8"});
     const json simulated = Simulate(trace, capacity_blocks);
     EXPECT_EQ(replayed["requests"], simulated["requests"]);
     EXPECT_EQ(replayed["blocks"], simulated["block_references"]);
@@ -74,8 +74,8 @@ TEST_F(CliTest, ReplayWithWorkersProcessesTenantsAndShardsVerifiesEveryByte) {
   StartDaemon({"ram.capacity=128MiB",
                "tenants=[{name: a, uids: [" + uid + "]}, {name: b, uids: [" + uid + "]}]"});
   const std::string trace = Generate(40);
-  const json one = KavernJson({"replay", trace, "--layers", "1", "--kv-heads", "1", "--head-dim",
-                               "32", "--shards", "2"});
+  const json one = KavernJson(
+      {"replay", trace, "--layers", "1", "--kv-heads", "1", "--head-dim", "32", "--shards", "2"});
   const json many =
       KavernJson({"replay", trace, "--layers", "2", "--kv-heads", "1", "--head-dim", "16",
                   "--workers", "2", "--processes", "2", "--tenants", "a,b", "--speedup", "1000"});
@@ -91,8 +91,8 @@ TEST_F(CliTest, ReplayWithWorkersProcessesTenantsAndShardsVerifiesEveryByte) {
 // A model's preset prices what the hits save; the daemon that held them says the same counts.
 TEST_F(CliTest, ReportsOfReplayAndStatusAgree) {
   StartDaemon({"ram.capacity=128MiB"});
-  const json report = KavernJson({"replay", Generate(10), "--model", "llama-3-8b",
-                                  "--scale-layers", "0.03125"});
+  const json report =
+      KavernJson({"replay", Generate(10), "--model", "llama-3-8b", "--scale-layers", "0.03125"});
   EXPECT_GT(report["prefill_seconds_saved"], 0);
   EXPECT_EQ(report["block_bytes"], 2 << 20);
   const json status = KavernJson({"status"});

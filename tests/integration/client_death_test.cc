@@ -47,7 +47,8 @@ INSTANTIATE_TEST_SUITE_P(Points, ClientDeathTest,
 
 using ClientFreezeTest = NodeTest;
 
-// SIGSTOP is not death: a stopped worker may go on writing at any time, so what it holds stays its own.
+// SIGSTOP is not death: a stopped worker may go on writing at any time, so what it holds stays its
+// own.
 TEST_F(ClientFreezeTest, KeepsTheLeasesOfAStoppedWorker) {
   StartDaemon();
   ChildProcess worker = FaultClient("hold-writing");

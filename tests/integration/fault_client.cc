@@ -130,4 +130,6 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace kavern
 
-int main(int argc, char** argv) { return kavern::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return kavern::Main(argc, argv);
+}

@@ -44,10 +44,11 @@ class HostileClientTest : public NodeTest {
     v1::FetchRequest fetch;
     fetch.set_fingerprint(opened.fingerprint());
     fetch.set_keys(client::PackKeys(keys_));
-    ASSERT_TRUE(control_
-                    ->Fetch(context_, fetch,
-                            [this](const v1::FetchResponse& message) { leased_.MergeFrom(message); })
-                    .ok());
+    ASSERT_TRUE(
+        control_
+            ->Fetch(context_, fetch,
+                    [this](const v1::FetchResponse& message) { leased_.MergeFrom(message); })
+            .ok());
     auto region = attacker_.ReceiveType(shm::AttachType::kRegion);
     ASSERT_TRUE(region.has_value());
     region_ = *std::move(region);
@@ -110,7 +111,8 @@ TEST_F(HostileClientTest, CannotWriteADirectory) {
   ExpectOthersAreServed();
 }
 
-// A co-tenant overwrites three of eight blocks, which it may map. Those three are lost, and nothing else.
+// A co-tenant overwrites three of eight blocks, which it may map. Those three are lost, and nothing
+// else.
 TEST_F(HostileClientTest, RubbishInARegionLosesTheBlocksOverwrittenAndNothingElse) {
   Start();
   ASSERT_EQ(leased_.ready_size(), static_cast<int>(keys_.size()));
@@ -129,8 +131,7 @@ TEST_F(HostileClientTest, RubbishInARegionLosesTheBlocksOverwrittenAndNothingEls
   EXPECT_EQ(fetched.wrong_bytes, 0U);
   for (std::size_t i = 0; i < keys_.size(); ++i) {
     const bool overwritten = i == 2 || i == 5 || i == 7;
-    EXPECT_EQ(fetched.codes[i],
-              overwritten ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk)
+    EXPECT_EQ(fetched.codes[i], overwritten ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk)
         << i;
   }
   EXPECT_EQ(ns_->Match(keys_), 2U);
@@ -156,7 +157,8 @@ TEST_F(HostileClientTest, AFalseReportOfDamageCostsNothing) {
   ExpectOthersAreServed();
 }
 
-// It never reads its attach socket, so announcements pile up: it is cut off, and the others are not.
+// It never reads its attach socket, so announcements pile up: it is cut off, and the others are
+// not.
 TEST_F(HostileClientTest, ThatNeverReadsItsAttachSocketHoldsUpNobody) {
   Start();
   for (int i = 0; i < 300; ++i) {

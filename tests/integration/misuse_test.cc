@@ -132,8 +132,7 @@ TEST_F(MisuseTest, WithoutItsOwnTokenACallerGetsNothing) {
       absl::IsFailedPrecondition(control->CommitStore(ContextOf(token), commit, &committed)));
   // Once its attach connection is gone, so is its token.
   stranger.Close();
-  EXPECT_TRUE(Eventually(
-      [&] { return absl::IsUnauthenticated(control->Ping(ContextOf(token))); }));
+  EXPECT_TRUE(Eventually([&] { return absl::IsUnauthenticated(control->Ping(ContextOf(token))); }));
   ExpectServesOn();
 }
 
@@ -179,7 +178,8 @@ TEST_F(MisuseTest, WhatIsNotImplementedSaysWhichFeature) {
   const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
   v1::OpenNamespaceResponse opened;
   v1::BeginStoreRequest request;
-  request.set_fingerprint(std::string(reinterpret_cast<const char*>(ns_->fingerprint().bytes.data()), 16));
+  request.set_fingerprint(
+      std::string(reinterpret_cast<const char*>(ns_->fingerprint().bytes.data()), 16));
   request.set_keys(std::string(16, 'k'));
   request.set_conversation("chat-1");
   v1::BeginStoreResponse response;

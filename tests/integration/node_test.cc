@@ -91,8 +91,11 @@ NodeTest::TemporaryDirectory::~TemporaryDirectory() {
 void NodeTest::StartDaemon(std::vector<std::string> settings) {
   settings_ = std::move(settings);
   std::vector<std::string> arguments = {KAVERND_BINARY};
-  std::vector<std::string> all = {"listen.socket=" + socket_path(), "http.address=",
-                                  "ram.capacity=64MiB", "ram.region=2MiB", "ram.reserve=0",
+  std::vector<std::string> all = {"listen.socket=" + socket_path(),
+                                  "http.address=",
+                                  "ram.capacity=64MiB",
+                                  "ram.region=2MiB",
+                                  "ram.reserve=0",
                                   "log.level=warning"};
   all.insert(all.end(), settings_.begin(), settings_.end());
   for (const std::string& setting : all) {
@@ -109,7 +112,9 @@ void NodeTest::StartDaemon(std::vector<std::string> settings) {
   }));
 }
 
-void NodeTest::KillDaemon() { daemon_->Kill(); }
+void NodeTest::KillDaemon() {
+  daemon_->Kill();
+}
 
 int NodeTest::StopDaemon() {
   daemon_->Signal(SIGTERM);

@@ -43,9 +43,9 @@ Fetched FetchPattern(Namespace& ns, std::span<const BlockKey> keys);
 
 class NodeTest : public testing::Test {
  protected:
-  // Starts the daemon with these settings beside the socket: 64 MiB of RAM in regions of 2 MiB unless they
-  // say otherwise, and waits until it answers
-  // and its memory is in place: before, a store may be declined.
+  // Starts the daemon with these settings beside the socket: 64 MiB of RAM in regions of 2 MiB
+  // unless they say otherwise, and waits until it answers and its memory is in place: before, a
+  // store may be declined.
   void StartDaemon(std::vector<std::string> settings = {});
   // SIGKILL.
   void KillDaemon();

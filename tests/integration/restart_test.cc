@@ -13,8 +13,8 @@ namespace {
 
 using RestartTest = NodeTest;
 
-// Two workers store and fetch all the time, in processes of their own, while the daemon is killed and
-// started again under them, twice. A third client, in this process, holds a lease across it.
+// Two workers store and fetch all the time, in processes of their own, while the daemon is killed
+// and started again under them, twice. A third client, in this process, holds a lease across it.
 TEST_F(RestartTest, ClientsOfAKilledDaemonGoOnWithMissesAndRecover) {
   StartDaemon();
   ChildProcess load_a = FaultClient("load");
@@ -101,8 +101,7 @@ TEST_F(RestartTest, AStaleSocketIsReplacedAndAFileIsNot) {
 
   std::ofstream(socket_path()) << "somebody's file";
   EXPECT_EQ(RunCommand({KAVERND_BINARY, "--set", "listen.socket=" + socket_path(), "--set",
-                        "http.address=", "--set", "ram.capacity=64MiB", "--set",
-                        "log.level=error"})
+                        "http.address=", "--set", "ram.capacity=64MiB", "--set", "log.level=error"})
                 .status,
             1);
   std::string kept;
@@ -113,8 +112,7 @@ TEST_F(RestartTest, AStaleSocketIsReplacedAndAFileIsNot) {
 TEST_F(RestartTest, ASecondDaemonOnTheSameSocketIsRefusedAndTheFirstServesOn) {
   StartDaemon();
   EXPECT_EQ(RunCommand({KAVERND_BINARY, "--set", "listen.socket=" + socket_path(), "--set",
-                        "http.address=", "--set", "ram.capacity=64MiB", "--set",
-                        "log.level=error"})
+                        "http.address=", "--set", "ram.capacity=64MiB", "--set", "log.level=error"})
                 .status,
             1);
   const auto client = Connect();

@@ -41,9 +41,8 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Create(std::uint64_t id, std::ui
   // KV is conversations: it does not belong into core files.
   madvise(mapping.data(), mapping.size(), MADV_DONTDUMP);
   if (huge_pages == HugePages::kAuto) madvise(mapping.data(), mapping.size(), MADV_HUGEPAGE);
-  return std::shared_ptr<Region>(
-      new Region(id, std::move(fd), std::move(mapping), huge_pages, std::move(on_destroy),
-                 std::move(leave_memory)));
+  return std::shared_ptr<Region>(new Region(id, std::move(fd), std::move(mapping), huge_pages,
+                                            std::move(on_destroy), std::move(leave_memory)));
 }
 
 Region::Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pages,

@@ -112,9 +112,9 @@ class RegionPool::Populator {
       shared_->making = true;
     }
     auto huge_bytes = std::make_shared<std::uint64_t>(0);
-    auto region = Region::Create(id, options.region_bytes, options.huge_pages,
-                                 [shared = shared_, huge_bytes] { shared->Forget(*huge_bytes); },
-                                 shared_->leave_memory);
+    auto region = Region::Create(
+        id, options.region_bytes, options.huge_pages,
+        [shared = shared_, huge_bytes] { shared->Forget(*huge_bytes); }, shared_->leave_memory);
     if (!region.ok()) {
       shared_->Forget(0);
       return std::string(region.status().message());
@@ -209,7 +209,9 @@ std::shared_ptr<Region> RegionPool::Take() {
   return region;
 }
 
-void RegionPool::LeaveMemory() { *shared_->leave_memory = true; }
+void RegionPool::LeaveMemory() {
+  *shared_->leave_memory = true;
+}
 
 void RegionPool::SetReadyCallback(std::function<void()> ready) {
   MutexLock lock(shared_->mu);

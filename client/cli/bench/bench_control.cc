@@ -34,8 +34,9 @@ double Microseconds(const std::function<void()>& work) {
 
 absl::Status StoreChain(BenchNode& node, std::span<const BlockKey> keys,
                         const WorkerMemory& memory) {
-  const auto stored = node.ns(BenchPlane::kOneThread)
-                          .Store({.keys = keys}, memory.Sources(0, keys.size(), node.block_bytes()));
+  const auto stored =
+      node.ns(BenchPlane::kOneThread)
+          .Store({.keys = keys}, memory.Sources(0, keys.size(), node.block_bytes()));
   if (!stored.ok()) return stored.status();
   if (stored->outcomes.back() == StoreOutcome::kStored) return absl::OkStatus();
   return absl::ResourceExhaustedError(
@@ -77,8 +78,8 @@ absl::StatusOr<double> TimeBeginCommit(BenchNode& node, std::size_t count,
                                        const WorkerMemory& memory) {
   const std::vector<BlockKey> keys = node.NewChain(count);
   absl::StatusOr<StoreLease> lease;
-  const double begin = Microseconds(
-      [&] { lease = node.ns(BenchPlane::kOneThread).BeginStore({.keys = keys}); });
+  const double begin =
+      Microseconds([&] { lease = node.ns(BenchPlane::kOneThread).BeginStore({.keys = keys}); });
   if (!lease.ok()) return lease.status();
   for (std::size_t i = 0; i < count; ++i) {
     KAVERN_RETURN_IF_ERROR(lease->Fill(i, memory.Sources(i, 1, node.block_bytes())));
@@ -97,7 +98,8 @@ BenchRow PlainRow(const std::string& name, const std::string& unit, std::vector<
   return row;
 }
 
-// The message that a block key is the hash of has this many bytes beside its tokens: docs/PROTOCOL.md.
+// The message that a block key is the hash of has this many bytes beside its tokens:
+// docs/PROTOCOL.md.
 constexpr std::size_t kKeyOverheadBytes = 24;
 
 BenchRow KeysRow(std::uint32_t tokens_per_block, int repetitions) {
@@ -127,8 +129,8 @@ BenchRow KeysRow(std::uint32_t tokens_per_block, int repetitions) {
     double theirs = 0;
     // In short turns, so that what else the machine does falls on both.
     for (std::size_t at = 0; at < kKeysPerRepetition; at += kKeysPerTurn) {
-      const auto turn = std::span(tokens).subspan(at * tokens_per_block,
-                                                  kKeysPerTurn * tokens_per_block);
+      const auto turn =
+          std::span(tokens).subspan(at * tokens_per_block, kKeysPerTurn * tokens_per_block);
       ours += Microseconds([&] { chain.Append(turn); });
       theirs += Microseconds([&] { hash_by_libcrypto(at, kKeysPerTurn); });
     }

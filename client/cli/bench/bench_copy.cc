@@ -37,8 +37,8 @@ class CopyPasses {
  public:
   CopyPasses(BenchNode& node, const CopyCase& c, const WorkerMemory& memory)
       : node_(node), case_(c), memory_(memory) {
-    batches_ = std::clamp<std::uint64_t>(c.set_bytes / c.block_bytes / c.batch, 1,
-                                         kBatchesPerPassMax);
+    batches_ =
+        std::clamp<std::uint64_t>(c.set_bytes / c.block_bytes / c.batch, 1, kBatchesPerPassMax);
   }
 
   // Each batch is a chain of its own.
@@ -131,8 +131,8 @@ class CopyPasses {
   }
 
   absl::Status StoreChain(Namespace& ns, std::span<const BlockKey> keys, std::size_t b) {
-    return CheckStored(ns.Store(
-        {.keys = keys}, memory_.Sources(b * case_.batch, case_.batch, case_.block_bytes)));
+    return CheckStored(
+        ns.Store({.keys = keys}, memory_.Sources(b * case_.batch, case_.batch, case_.block_bytes)));
   }
 
   static absl::Status CheckStored(const absl::StatusOr<StoreResult>& stored) {
@@ -198,16 +198,20 @@ std::vector<CopyCase> CopyCases() {
   for (const std::uint64_t block_bytes : {2 * kMiB, 512 * kKiB, 64 * kKiB}) {
     for (const std::size_t batch : {1, 8, 32, 256}) {
       const bool targeted = block_bytes == 2 * kMiB && batch == 32;
-      const std::uint64_t set = std::max(targeted ? kTargetSetBytes : kSetBytes,
-                                         batch * block_bytes);
+      const std::uint64_t set =
+          std::max(targeted ? kTargetSetBytes : kSetBytes, batch * block_bytes);
       cases.push_back({block_bytes, batch, set, targeted});
     }
   }
   return cases;
 }
 
-std::uint64_t CopyRoomBytes() { return 2 * kTargetSetBytes; }
-std::uint64_t CopyMemoryBytes() { return kTargetSetBytes; }
+std::uint64_t CopyRoomBytes() {
+  return 2 * kTargetSetBytes;
+}
+std::uint64_t CopyMemoryBytes() {
+  return kTargetSetBytes;
+}
 
 absl::Status BenchCopies(BenchNode& node, const CopyCase& c, int repetitions,
                          const WorkerMemory& memory, std::vector<BenchRow>* rows) {

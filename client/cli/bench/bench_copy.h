@@ -26,8 +26,8 @@ std::uint64_t CopyRoomBytes();
 // Of the worker's side.
 std::uint64_t CopyMemoryBytes();
 
-// Appends rows ram.fetch.*, ram.store.* and, for some cases, grpc.fetch.*, grpc.store.*. One pass of every way to
-// move the bytes makes a repetition, the memcpy among them.
+// Appends rows ram.fetch.*, ram.store.* and, for some cases, grpc.fetch.*, grpc.store.*. One pass
+// of every way to move the bytes makes a repetition, the memcpy among them.
 absl::Status BenchCopies(BenchNode& node, const CopyCase& c, int repetitions,
                          const WorkerMemory& memory, std::vector<BenchRow>* rows);
 

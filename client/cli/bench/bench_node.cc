@@ -60,9 +60,9 @@ absl::StatusOr<std::unique_ptr<BenchNode>> BenchNode::Connect(const GlobalOption
 absl::Status BenchNode::UseBlockBytes(std::uint64_t block_bytes, std::uint64_t room_bytes) {
   KAVERN_RETURN_IF_ERROR(Forget());
   if (ram_bytes_ < room_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the daemon's ram.capacity: got ", FormatBytes(ram_bytes_),
-                     ", expected at least ", FormatBytes(room_bytes), " to measure with"));
+    return absl::InvalidArgumentError(absl::StrCat("the daemon's ram.capacity: got ",
+                                                   FormatBytes(ram_bytes_), ", expected at least ",
+                                                   FormatBytes(room_bytes), " to measure with"));
   }
   block_bytes_ = block_bytes;
   ++epoch_;
@@ -109,7 +109,9 @@ absl::StatusOr<WorkerMemory> WorkerMemory::Create(std::uint64_t size_bytes) {
   return WorkerMemory(static_cast<std::byte*>(memory), size_bytes);
 }
 
-void WorkerMemory::Free::operator()(std::byte* memory) const { std::free(memory); }
+void WorkerMemory::Free::operator()(std::byte* memory) const {
+  std::free(memory);
+}
 
 std::byte* WorkerMemory::At(std::size_t index, std::uint64_t size) const {
   return memory_.get() + (index % (size_ / size)) * size;

@@ -26,8 +26,8 @@ class BenchNode {
  public:
   static absl::StatusOr<std::unique_ptr<BenchNode>> Connect(const GlobalOptions& global);
 
-  // Every later OpenNamespace is of blocks of this size; what the last size stored is forgotten, and its memory is back.
-  // InvalidArgument when the daemon's RAM tier has less than `room_bytes`.
+  // Every later OpenNamespace is of blocks of this size; what the last size stored is forgotten,
+  // and its memory is back. InvalidArgument when the daemon's RAM tier has less than `room_bytes`.
   absl::Status UseBlockBytes(std::uint64_t block_bytes, std::uint64_t room_bytes);
   absl::Status Forget();
 
@@ -56,7 +56,8 @@ class WorkerMemory {
   static absl::StatusOr<WorkerMemory> Create(std::uint64_t size_bytes);
 
   // `count` buffers of `size` bytes from the one at `index` on, wrapping around at the end.
-  std::vector<MutableBuffer> Destinations(std::size_t index, std::size_t count, std::uint64_t size) const;
+  std::vector<MutableBuffer> Destinations(std::size_t index, std::size_t count,
+                                          std::uint64_t size) const;
   std::vector<ConstBuffer> Sources(std::size_t index, std::size_t count, std::uint64_t size) const;
 
  private:

@@ -39,7 +39,8 @@ nlohmann::json MachineJson() {
 
 std::string TargetText(const BenchRow& row) {
   if (!row.target.has_value()) return "";
-  return (row.at_least ? ">= " : "<= ") + FormatFixed(*row.target, row.reference_name.empty() ? 0 : 2);
+  return (row.at_least ? ">= " : "<= ") +
+         FormatFixed(*row.target, row.reference_name.empty() ? 0 : 2);
 }
 
 }  // namespace
@@ -71,10 +72,10 @@ BenchRow RowOf(const std::string& name, const std::string& unit, const Pairs& pa
 nlohmann::json ReportJson(const std::vector<BenchRow>& rows) {
   nlohmann::json list = nlohmann::json::array();
   for (const BenchRow& row : rows) {
-    nlohmann::json object = {{"name", row.name},           {"unit", row.unit},
-                             {"value", row.value},         {"reference_name", nullptr},
-                             {"reference", nullptr},       {"ratio", nullptr},
-                             {"target", nullptr},          {"met", nullptr}};
+    nlohmann::json object = {{"name", row.name},     {"unit", row.unit},
+                             {"value", row.value},   {"reference_name", nullptr},
+                             {"reference", nullptr}, {"ratio", nullptr},
+                             {"target", nullptr},    {"met", nullptr}};
     if (!row.reference_name.empty()) {
       object["reference_name"] = row.reference_name;
       object["reference"] = row.reference;

@@ -5,8 +5,9 @@
 namespace kavern::cli {
 namespace {
 
-// word(i) = (a + i * kStep) ^ b with a, b from the key: one add and one xor per word, so that generating and
-// checking keep up with memory; kStep is odd, so no two offsets of a block share a word.
+// word(i) = (a + i * kStep) ^ b with a, b from the key: one add and one xor per word, so that
+// generating and checking keep up with memory; kStep is odd, so no two offsets of a block share a
+// word.
 constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
 
 struct Seed {
@@ -42,7 +43,8 @@ void FillPattern(const BlockKey& key, std::uint32_t part, std::span<std::byte> p
 std::uint64_t CountWrongBytes(const BlockKey& key, std::uint32_t part,
                               std::span<const std::byte> payload) {
   const Seed seed(key, part);
-  // One pass that the compiler can vectorize says whether all is well; the slow count is for when it is not.
+  // One pass that the compiler can vectorize says whether all is well; the slow count is for when
+  // it is not.
   std::uint64_t any = 0;
   for (std::size_t i = 0; i < payload.size() / 8; ++i) {
     std::uint64_t word = 0;

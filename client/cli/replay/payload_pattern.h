@@ -1,5 +1,5 @@
-// Payload that describes itself: every 8 bytes derive from the block key, the part and their offset, so any
-// reader can verify any byte without an oracle.
+// Payload that describes itself: every 8 bytes derive from the block key, the part and their
+// offset, so any reader can verify any byte without an oracle.
 #ifndef KAVERN_CLIENT_CLI_REPLAY_PAYLOAD_PATTERN_H_
 #define KAVERN_CLIENT_CLI_REPLAY_PAYLOAD_PATTERN_H_
 

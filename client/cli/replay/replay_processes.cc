@@ -46,8 +46,8 @@ absl::StatusOr<ReplayStats> ParseAnswer(const std::string& answer, int wait_stat
     return absl::Status(object["code"].get<absl::StatusCode>(),
                         object["message"].get<std::string>());
   }
-  return absl::InternalError(absl::StrCat("a replay process ended without an answer, wait status ",
-                                          wait_status));
+  return absl::InternalError(
+      absl::StrCat("a replay process ended without an answer, wait status ", wait_status));
 }
 
 // Reads what there is. False at the end of file.

@@ -11,8 +11,9 @@
 
 namespace kavern::cli {
 
-// Calls play(index) in `processes` forked children, and returns the sum of what they count; the first failure
-// when one fails or dies. `redraw` runs here, every `interval`. This process must have no other threads.
+// Calls play(index) in `processes` forked children, and returns the sum of what they count; the
+// first failure when one fails or dies. `redraw` runs here, every `interval`. This process must
+// have no other threads.
 absl::StatusOr<ReplayStats> PlayInProcesses(
     std::uint32_t processes,
     const std::function<absl::StatusOr<ReplayStats>(std::uint32_t index)>& play,

@@ -11,8 +11,8 @@
 namespace kavern::cli {
 
 absl::StatusOr<ReplayProgress> ReplayProgress::Create() {
-  void* memory = mmap(nullptr, sizeof(Counters), PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, sizeof(Counters), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return ErrnoStatus(errno, "mmap of the progress counters");
   return ReplayProgress(new (memory) Counters{});
 }

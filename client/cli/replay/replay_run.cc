@@ -91,8 +91,8 @@ class Share {
       if (options_.speedup > 0) {
         const std::chrono::duration<double, std::milli> offset(
             static_cast<double>(trace_[at].timestamp_ms) / options_.speedup);
-        std::this_thread::sleep_until(
-            start_ + std::chrono::duration_cast<std::chrono::nanoseconds>(offset));
+        std::this_thread::sleep_until(start_ +
+                                      std::chrono::duration_cast<std::chrono::nanoseconds>(offset));
       }
       const ReplayStats& stats = player.worker->stats();
       const std::uint64_t blocks = stats.blocks;

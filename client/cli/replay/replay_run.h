@@ -17,14 +17,15 @@
 namespace kavern::cli {
 
 struct ReplayOptions {
-  ClientOptions client;              // `tenant` is replaced by each of `tenants`
-  std::vector<std::string> tenants;  // each plays the whole trace; empty: the client's default tenant
+  ClientOptions client;  // `tenant` is replaced by each of `tenants`
+  std::vector<std::string>
+      tenants;  // each plays the whole trace; empty: the client's default tenant
   ChosenLayout layout;
   std::uint32_t workers = 1;    // threads of each process and tenant; each is a client of its own
   std::uint32_t processes = 1;  // a request belongs to one of them, by its place in the trace
   double speedup = 0;           // of the trace's time; 0: no waiting
-  // One worker, which waits for the daemon's background after every request. Hits are then a function of the
-  // trace and the capacity.
+  // One worker, which waits for the daemon's background after every request. Hits are then a
+  // function of the trace and the capacity.
   bool deterministic = false;
   bool show_progress = true;
 };
@@ -36,8 +37,8 @@ struct ReplayResult {
   double store_seconds = 0;
 };
 
-// Unavailable when no daemon answers at the start; one that goes away later costs misses. Must be called before the
-// process has other threads when `processes` is above 1.
+// Unavailable when no daemon answers at the start; one that goes away later costs misses. Must be
+// called before the process has other threads when `processes` is above 1.
 absl::StatusOr<ReplayResult> RunReplay(const ReplayOptions& options,
                                        const std::vector<TraceRequest>& trace);
 

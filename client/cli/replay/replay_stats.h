@@ -12,9 +12,9 @@ namespace kavern::cli {
 
 struct ReplayStats {
   std::uint64_t requests = 0;
-  std::uint64_t blocks = 0;       // full blocks of all inputs
-  std::uint64_t hit_blocks = 0;   // fetched and verified, in all parts
-  std::uint64_t tokens = 0;       // of all inputs, partial last blocks included
+  std::uint64_t blocks = 0;      // full blocks of all inputs
+  std::uint64_t hit_blocks = 0;  // fetched and verified, in all parts
+  std::uint64_t tokens = 0;      // of all inputs, partial last blocks included
   std::uint64_t hit_tokens = 0;
   double prefill_seconds_saved = 0;  // by the model's FLOPs: of [0, hit tokens) of every request
 

@@ -1,4 +1,5 @@
-// One simulated inference worker: takes the cached prefix of each request back, and stores the rest.
+// One simulated inference worker: takes the cached prefix of each request back, and stores the
+// rest.
 #ifndef KAVERN_CLIENT_CLI_REPLAY_REPLAY_WORKER_H_
 #define KAVERN_CLIENT_CLI_REPLAY_REPLAY_WORKER_H_
 
@@ -17,9 +18,9 @@
 
 namespace kavern::cli {
 
-// Not thread-safe. For every request: compute the keys, match, fetch the prefix into this process's own memory,
-// compare every byte, then store the blocks that were not fetched. Only full blocks take part. "Prefill"
-// takes no time: its result is the payload pattern.
+// Not thread-safe. For every request: compute the keys, match, fetch the prefix into this process's
+// own memory, compare every byte, then store the blocks that were not fetched. Only full blocks
+// take part. "Prefill" takes no time: its result is the payload pattern.
 class ReplayWorker {
  public:
   // `ns` outlives the worker. `preset` prices the prefill that hits save; none: it is not priced.
@@ -31,7 +32,8 @@ class ReplayWorker {
 
  private:
   void ComputeKeys(const TraceRequest& request);
-  // Fetches and verifies keys_[0, matched), batch by batch; returns how many leading blocks came whole.
+  // Fetches and verifies keys_[0, matched), batch by batch; returns how many leading blocks came
+  // whole.
   std::size_t FetchPrefix(std::size_t matched);
   // Leading blocks of the batch that came whole, in all parts.
   std::size_t FetchBatch(std::span<const BlockKey> keys);
@@ -49,7 +51,7 @@ class ReplayWorker {
   std::size_t batch_blocks_;
   std::vector<BlockKey> keys_;
   std::vector<std::byte> memory_;  // of one batch of the largest group
-  double call_seconds_ = 0;         // spent in the library for the present request
+  double call_seconds_ = 0;        // spent in the library for the present request
   ReplayStats stats_;
 };
 

@@ -1,4 +1,5 @@
-// Traces of requests in the format that was published with Mooncake (FAST 2025): one JSON object a line.
+// Traces of requests in the format that was published with Mooncake (FAST 2025): one JSON object a
+// line.
 #ifndef KAVERN_CLIENT_CLI_REPLAY_TRACE_H_
 #define KAVERN_CLIENT_CLI_REPLAY_TRACE_H_
 
@@ -22,12 +23,12 @@ struct TraceRequest {
   std::uint64_t timestamp_ms = 0;   // since the start of the trace
   std::uint64_t input_length = 0;   // tokens
   std::uint64_t output_length = 0;  // tokens
-  // One id per 512-token block of the input, each standing for the whole prefix up to its end. The last block
-  // may be partial.
+  // One id per 512-token block of the input, each standing for the whole prefix up to its end. The
+  // last block may be partial.
   std::vector<std::uint64_t> hash_ids;
 
-  // Blocks that are full: a KV block holds exactly kTraceBlockTokens tokens, so a partial last one is neither
-  // matched nor stored.
+  // Blocks that are full: a KV block holds exactly kTraceBlockTokens tokens, so a partial last one
+  // is neither matched nor stored.
   std::size_t FullBlocks() const {
     return std::min<std::size_t>(hash_ids.size(), input_length / kTraceBlockTokens);
   }

@@ -11,7 +11,8 @@ namespace {
 constexpr std::uint64_t kTurnsMax = 1000;
 constexpr std::uint64_t kPieceTokensMin = 16;
 
-// splitmix64: the standard library's distributions differ between implementations, a trace must not.
+// splitmix64: the standard library's distributions differ between implementations, a trace must
+// not.
 class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
@@ -37,7 +38,8 @@ class Random {
   std::uint64_t state_;
 };
 
-// Hands out ids of full blocks. A conversation's blocks are its own once they hold a token of its own.
+// Hands out ids of full blocks. A conversation's blocks are its own once they hold a token of its
+// own.
 class Conversation {
  public:
   Conversation(const std::vector<std::uint64_t>& system_prompt, std::uint64_t system_tokens)
@@ -48,8 +50,8 @@ class Conversation {
     while (ids_.size() < tokens_ / kTraceBlockTokens) ids_.push_back((*next_id)++);
   }
 
-  // Ids of the whole history; a partial last block gets an id that no later block has, because the id of
-  // a full block stands for all of its tokens.
+  // Ids of the whole history; a partial last block gets an id that no later block has, because the
+  // id of a full block stands for all of its tokens.
   std::vector<std::uint64_t> InputIds(std::uint64_t* next_id) const {
     std::vector<std::uint64_t> ids = ids_;
     if (tokens_ % kTraceBlockTokens != 0) ids.push_back((*next_id)++);
@@ -94,7 +96,8 @@ absl::Status TraceGeneratorOptions::Validate() const {
 std::vector<TraceRequest> GenerateTrace(const TraceGeneratorOptions& options) {
   Random random(options.seed);
   std::uint64_t next_id = 0;
-  // Only the full blocks of a system prompt are shared: its last tokens lie in a block with the question.
+  // Only the full blocks of a system prompt are shared: its last tokens lie in a block with the
+  // question.
   std::vector<std::vector<std::uint64_t>> system_prompts(options.system_prompts);
   for (auto& prompt : system_prompts) {
     for (std::uint64_t i = 0; i < options.system_prompt_tokens / kTraceBlockTokens; ++i) {
@@ -124,9 +127,8 @@ std::vector<TraceRequest> GenerateTrace(const TraceGeneratorOptions& options) {
       requests.push_back(std::move(request));
     }
   }
-  std::stable_sort(requests.begin(), requests.end(), [](const auto& a, const auto& b) {
-    return a.timestamp_ms < b.timestamp_ms;
-  });
+  std::stable_sort(requests.begin(), requests.end(),
+                   [](const auto& a, const auto& b) { return a.timestamp_ms < b.timestamp_ms; });
   return requests;
 }
 

@@ -124,8 +124,7 @@ TEST(AttachmentTest, ARegionThatCouldShrinkEndsTheAttachment) {
 
 TEST(AttachmentTest, ARegionSmallerThanItIsSaidToBeEndsTheAttachment) {
   RogueDaemon daemon;
-  const auto attachment =
-      daemon.AttachAndSend(RegionMessage(65536), Memfd(4096, kRegionSeals));
+  const auto attachment = daemon.AttachAndSend(RegionMessage(65536), Memfd(4096, kRegionSeals));
   attachment->WaitUntilEnded();
   EXPECT_EQ(daemon.mapped_bytes(), 0U);
 }
@@ -151,9 +150,8 @@ TEST(AttachmentTest, ADirectoryThatCouldBeWrittenEndsTheAttachment) {
   shm::DirectoryBody body{};
   body.generation = 1;
   body.size_bytes = 8192;
-  const auto attachment =
-      daemon.AttachAndSend(service::EncodeAttach(shm::AttachType::kDirectory, body),
-                           Memfd(8192, kRegionSeals));
+  const auto attachment = daemon.AttachAndSend(
+      service::EncodeAttach(shm::AttachType::kDirectory, body), Memfd(8192, kRegionSeals));
   attachment->WaitUntilEnded();
   EXPECT_TRUE(attachment->ended());
 }

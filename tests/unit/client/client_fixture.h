@@ -1,5 +1,5 @@
-// What the client's tests share: a daemon in this process, one small model, payloads that derive from
-// their keys.
+// What the client's tests share: a daemon in this process, one small model, payloads that derive
+// from their keys.
 #ifndef KAVERN_TESTS_UNIT_CLIENT_CLIENT_FIXTURE_H_
 #define KAVERN_TESTS_UNIT_CLIENT_CLIENT_FIXTURE_H_
 

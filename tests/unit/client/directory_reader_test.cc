@@ -93,8 +93,8 @@ TEST(DirectoryReaderTest, ABucketThatStaysInChangeIsAMiss) {
   EXPECT_EQ(reader->Lookup(key), 0);
 }
 
-// Every bit of the segment is random, the bucket count of the header included once the reader has it. All
-// that is asked of it: it returns.
+// Every bit of the segment is random, the bucket count of the header included once the reader has
+// it. All that is asked of it: it returns.
 TEST(DirectoryReaderTest, NoiseNeverCrashesLoopsOrReadsOutside) {
   Segment segment;
   const auto reader = segment.Read();

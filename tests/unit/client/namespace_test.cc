@@ -105,9 +105,9 @@ TEST_F(NamespaceTest, DamagedBytesAreDataLossThenAMiss) {
   const MutableBuffer shared = lease->bytes(1);
   ASSERT_TRUE(lease->Commit().ok());
   shared[77] ^= std::byte{1};
-  EXPECT_THAT(Fetch(*ns, keys), testing::ElementsAre(absl::StatusCode::kOk,
-                                                     absl::StatusCode::kDataLoss,
-                                                     absl::StatusCode::kOk));
+  EXPECT_THAT(Fetch(*ns, keys),
+              testing::ElementsAre(absl::StatusCode::kOk, absl::StatusCode::kDataLoss,
+                                   absl::StatusCode::kOk));
   EXPECT_TRUE(Eventually([&] { return ns->Match(keys) == 1; }));
   EXPECT_EQ(Fetch(*ns, keys)[1], absl::StatusCode::kNotFound);
   EXPECT_EQ(daemon_.store().GetCounters().damaged_blocks, 1U);

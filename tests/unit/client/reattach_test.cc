@@ -27,8 +27,8 @@ TEST_F(ReattachTest, ARestartCostsMissesAndNothingElse) {
   EXPECT_EQ(Fetch(*ns, keys), AllOk(8));
 }
 
-// Leases of the old incarnation: reading goes on in memory that is still mapped, a commit fails, and both are
-// harmless to the new incarnation, whatever their numbers mean there.
+// Leases of the old incarnation: reading goes on in memory that is still mapped, a commit fails,
+// and both are harmless to the new incarnation, whatever their numbers mean there.
 TEST_F(ReattachTest, LeasesOfADeadDaemonAreSafe) {
   const auto client = Connect();
   const auto ns = Open(*client);
