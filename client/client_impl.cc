@@ -1,6 +1,8 @@
 #include "client/client_impl.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <new>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -37,7 +39,9 @@ ClientImpl::~ClientImpl() {
     // A forked child has the object but none of its threads: there is nothing to join, and nothing
     // to free.
     [[maybe_unused]] auto* leaked = link_.release();
-    [[maybe_unused]] auto* kept = new std::shared_ptr<ClientCore>(core_);
+    // A share that is never given back.
+    alignas(std::shared_ptr<ClientCore>) std::byte kept[sizeof(std::shared_ptr<ClientCore>)];
+    new (kept) std::shared_ptr<ClientCore>(core_);
     return;
   }
   core_->Stop();
@@ -74,7 +78,7 @@ absl::Status ClientImpl::ReopenNamespaces(const std::shared_ptr<Attachment>& att
   }
   for (const auto& ns : open) {
     // A namespace that the daemon will not have any more must not keep the others from being used.
-    const absl::Status status = ns->OpenOn(attachment);
+    absl::Status status = ns->OpenOn(attachment);
     if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) return status;
   }
   return absl::OkStatus();

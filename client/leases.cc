@@ -212,7 +212,7 @@ absl::Status FetchLease::CopyTo(std::size_t i, std::span<const MutableBuffer> pi
   if (bytes(i).empty()) return i < size() && !status(i).ok() ? status(i) : NoLease();
   KAVERN_RETURN_IF_ERROR(CheckPieces(pieces, state_->part_bytes));
   bool damage = false;
-  const absl::Status status = state_->CopyOut(i, pieces, &damage);
+  absl::Status status = state_->CopyOut(i, pieces, &damage);
   if (damage) {
     state_->damaged.push_back(i);
     state_->parts[i].code = absl::StatusCode::kDataLoss;
@@ -225,7 +225,7 @@ absl::Status FetchLease::Release() {
   client::ClientCore& core = *state_->core;
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
   const client::PendingRelease release = state_->TakeRelease();
-  const absl::Status status = core.ReleaseNow(release, std::chrono::milliseconds(0));
+  absl::Status status = core.ReleaseNow(release, std::chrono::milliseconds(0));
   // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does
   // not.
   if (absl::IsDeadlineExceeded(status)) core.ReleaseLater(release);

@@ -330,7 +330,13 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& reques
   }
   result.fetched_bytes = result.fetched_blocks * held.part_bytes;
   // The bytes are copied and verified: whatever becomes of the release, they are right.
-  if (held.lease_id != 0) lease.Release().IgnoreError();
+  // Damage is told at once, so that this caller's next Match does not find the block.
+  const bool later = held.damaged.empty() && client_.core()->options().release_in_background;
+  if (held.lease_id != 0 && later) {
+    client_.core()->ReleaseLater(held.TakeRelease());
+  } else if (held.lease_id != 0) {
+    lease.Release().IgnoreError();
+  }
   return result;
 }
 

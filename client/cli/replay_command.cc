@@ -151,6 +151,7 @@ int RunReplayCommand(const GlobalOptions& global, Options& options) {
   replay.client.address = global.address;
   replay.client.tenant = global.tenant;
   replay.client.deadline = global.deadline;
+  replay.client.release_in_background = !replay.deterministic;
   replay.show_progress = !global.json;
 
   const auto result = RunReplay(replay, *trace);

@@ -29,8 +29,6 @@ class LeafFirstLru final : public EvictionPolicy {
   struct Candidate {
     UseSequence last_use;
     BlockId id;
-    // clang-tidy 14 takes the 0 that a comparison is rewritten to for a null pointer.
-    // NOLINTNEXTLINE(modernize-use-nullptr)
     friend auto operator<=>(const Candidate&, const Candidate&) = default;
   };
 

@@ -45,8 +45,8 @@ TEST(UniqueFd, ClosesOnceWhoeverOwnsItLast) {
     UniqueFd first = MemoryFile();
     number = first.get();
     UniqueFd second(std::move(first));
-    EXPECT_FALSE(
-        first.valid());  // NOLINT(bugprone-use-after-move): the state after a move is the contract
+    EXPECT_FALSE(first.valid());  // NOLINT(bugprone-use-after-move,clang-analyzer-cplusplus.Move):
+                                  // the state after a move is the contract
     UniqueFd third;
     third = std::move(second);
     EXPECT_EQ(third.get(), number);
@@ -100,8 +100,8 @@ TEST(Mapping, UnmapsOnceWhoeverOwnsItLast) {
     Mapping first = Mapping::Map(fd.get(), kPage, Mapping::Access::kReadOnly).value();
     address = first.data();
     Mapping second(std::move(first));
-    EXPECT_FALSE(
-        first.valid());  // NOLINT(bugprone-use-after-move): the state after a move is the contract
+    EXPECT_FALSE(first.valid());  // NOLINT(bugprone-use-after-move,clang-analyzer-cplusplus.Move):
+                                  // the state after a move is the contract
     EXPECT_EQ(first.size(), 0u);
     Mapping third = Mapping::Map(fd.get(), kPage, Mapping::Access::kReadOnly).value();
     void* const replaced = third.data();

@@ -21,6 +21,18 @@ TEST_F(NamespaceTest, WhatWasStoredIsMatchedWithoutACallAndComesBack) {
   EXPECT_EQ(ns->Match({}), 0U);
   EXPECT_EQ(daemon_.calls("Match"), 0U);
   EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
+  EXPECT_TRUE(Eventually([&] { return daemon_.leased_bytes() == 0; }));
+}
+
+// The lease of a fetch is over when the call returns, for a caller that counts on it.
+TEST_F(NamespaceTest, AFetchCanWaitForItsRelease) {
+  ClientOptions options;
+  options.release_in_background = false;
+  const auto client = Connect(options);
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 20);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
   EXPECT_EQ(daemon_.leased_bytes(), 0U);
 }
 
