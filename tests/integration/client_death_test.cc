@@ -22,13 +22,13 @@ TEST_P(ClientDeathTest, LeavesNothingBehind) {
   const auto ns = *client->OpenNamespace(TestSpec());
   const bool had_committed = std::string(GetParam()) == "hold-reading";
   EXPECT_EQ(ns->Match(TestKeys(ns->fingerprint(), 1, 8)), had_committed ? 8U : 0U);
-  for (std::uint32_t chain = 2; chain < 12; ++chain) {
+  for (std::uint32_t chain = 2; chain < 11; ++chain) {
     const auto keys = TestKeys(ns->fingerprint(), chain, 100);
     const auto stored = StorePattern(*ns, keys);
     ASSERT_TRUE(stored.ok()) << stored.status();
     EXPECT_EQ(stored->outcomes.back(), StoreOutcome::kStored) << stored->decline_reason;
   }
-  for (std::uint32_t chain = 2; chain < 12; ++chain) {
+  for (std::uint32_t chain = 2; chain < 11; ++chain) {
     const Fetched fetched = FetchPattern(*ns, TestKeys(ns->fingerprint(), chain, 100));
     EXPECT_EQ(fetched.ok, 100U);
     EXPECT_EQ(fetched.wrong_bytes, 0U);
