@@ -16,6 +16,14 @@ using client::Attachment;
 using client::CallContext;
 using client::ClientCore;
 
+namespace {
+
+// A daemon answers a hello in microseconds. One that hangs is asked again, and must not hold up the
+// end of the client, which waits for an attempt under way.
+constexpr std::chrono::milliseconds kAttachPatience(1000);
+
+}  // namespace
+
 ClientImpl::ClientImpl(ClientOptions options, const client::Endpoint& endpoint,
                        std::unique_ptr<client::ControlPlane> control)
     : core_(std::make_shared<ClientCore>(std::move(options), std::move(control))),
@@ -26,7 +34,7 @@ ClientImpl::ClientImpl(ClientOptions options, const client::Endpoint& endpoint,
   attach.socket_path = endpoint.attach_path;
   attach.tenant = core_->options().tenant;
   attach.client_name = core_->options().client_name;
-  attach.deadline = core_->options().deadline;
+  attach.deadline = std::min(core_->options().deadline, kAttachPatience);
   attach.mapped_bytes = mapped_bytes_;
   link_ = std::make_unique<client::SessionLink>(
       std::move(attach), [this](const std::shared_ptr<Attachment>& attachment) {
