@@ -51,8 +51,9 @@ struct ClientOptions {
   int copy_threads = 1;
   // Compare every fetched part with its checksum. Off is for measuring what it costs.
   bool verify_checksums = true;
-  // FetchInto returns when the bytes are copied, and the daemon hears in the background that the lease is over.
-  // Off: it waits for the daemon's answer, so that what it pinned can be evicted when it returns.
+  // FetchInto returns when the bytes are copied, and the daemon hears in the background that the
+  // lease is over. Off: it waits for the daemon's answer, so that what it pinned can be evicted
+  // when it returns.
   bool release_in_background = true;
   // Also move bytes over gRPC where shared memory is there. For measuring.
   bool force_bytes_plane = false;

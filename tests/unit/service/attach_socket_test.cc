@@ -79,6 +79,7 @@ TEST_F(AttachSocketTest, OfManyThatStartAtOnceExactlyOneListens) {
   for (int round = 0; round < 20; ++round) {
     std::vector<ListeningSocket> sockets(8);
     std::vector<std::thread> threads;
+    threads.reserve(sockets.size());
     for (ListeningSocket& socket : sockets) {
       threads.emplace_back([&] {
         auto created = ListeningSocket::Create(path_, 0600, "");

@@ -226,7 +226,7 @@ class ConfigFile : public ::testing::Test {
   ~ConfigFile() override { std::filesystem::remove_all(directory_); }
 
   std::string Write(const std::string& text) {
-    const std::string path = directory_ + "/kavern.yaml";
+    std::string path = directory_ + "/kavern.yaml";
     std::ofstream(path, std::ios::binary) << text;
     return path;
   }

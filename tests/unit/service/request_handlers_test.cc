@@ -116,7 +116,7 @@ TEST_F(RequestHandlersTest, FieldsOutOfShapeAreNamed) {
   EXPECT_THAT(message([](auto& r) { r.clear_keys(); }), HasSubstr("keys: got 0"));
   EXPECT_THAT(message([](auto& r) { r.set_keys(std::string(17, 'k')); }),
               HasSubstr("multiple of 16"));
-  EXPECT_THAT(message([](auto& r) { r.set_keys(std::string(16 * 4097, 'k')); }),
+  EXPECT_THAT(message([](auto& r) { r.set_keys(std::string(std::size_t{16} * 4097, 'k')); }),
               HasSubstr("keys_per_request_max = 4096"));
   EXPECT_THAT(message([](auto& r) { r.set_parent("x"); }), HasSubstr("parent: got 1"));
   EXPECT_THAT(message([](auto& r) { r.set_shard(1); }), HasSubstr("shard"));

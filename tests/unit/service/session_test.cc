@@ -26,13 +26,14 @@ TEST(SessionTest, AForgedTokenOpensNothing) {
   ASSERT_TRUE(welcome);
   const std::string token(reinterpret_cast<const char*>(welcome->session_token), 16);
   EXPECT_TRUE(node.sessions().Authenticate(token).ok());
-  for (std::string forged : {std::string(), std::string(16, '\0'), token.substr(0, 15), token + "x",
-                             std::string(1 << 20, 'x')}) {
+  for (const std::string& forged : {std::string(), std::string(16, '\0'), token.substr(0, 15),
+                                    token + "x", std::string(1 << 20, 'x')}) {
     EXPECT_TRUE(absl::IsUnauthenticated(node.sessions().Authenticate(forged).status()));
   }
   for (int bit = 0; bit < 128; ++bit) {
     std::string flipped = token;
-    flipped[static_cast<std::size_t>(bit / 8)] ^= static_cast<char>(1 << (bit % 8));
+    char& byte = flipped[static_cast<std::size_t>(bit / 8)];
+    byte = static_cast<char>(static_cast<unsigned char>(byte) ^ (1U << (bit % 8)));
     EXPECT_FALSE(node.sessions().Authenticate(flipped).ok()) << bit;
   }
 }
@@ -179,6 +180,7 @@ TEST(SessionTest, ARegionIsSentOnceHoweverManyCallsShareIt) {
   const auto region =
       *tiers::Region::Create(77, TestNode::kRegionBytes, tiers::HugePages::kOff, nullptr);
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&] { EXPECT_TRUE(session->ShareRegion(*region).ok()); });
   }

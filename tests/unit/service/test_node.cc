@@ -22,7 +22,7 @@ std::string MakeDirectory() {
 
 }  // namespace
 
-TestNode::TestNode(TestNodeOptions options)
+TestNode::TestNode(const TestNodeOptions& options)
     : directory_(MakeDirectory()),
       path_(directory_ + "/kavern.sock" + shm::kAttachSuffix),
       tenants_(*TenantMap::Create(options.tenants, {}, ::geteuid())),

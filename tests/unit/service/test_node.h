@@ -28,7 +28,7 @@ struct TestNodeOptions {
 
 class TestNode {
  public:
-  explicit TestNode(TestNodeOptions options = {});
+  explicit TestNode(const TestNodeOptions& options = {});
   ~TestNode();
 
   static constexpr std::uint64_t kPartBytes = 4096;
