@@ -198,6 +198,7 @@ TEST_F(RebalancerTest, MoreNamespacesThanRegionsAllGetTheirTurn) {
   // Twelve namespaces store by turns into three regions.
   Start(3);
   std::vector<NamespaceRef> all;
+  all.reserve(12);
   for (int i = 0; i < 12; ++i) all.push_back(Open(SpecOf("m" + std::to_string(i))));
   std::vector<int> stored(all.size());
   for (std::uint64_t round = 0; round < 60; ++round) {

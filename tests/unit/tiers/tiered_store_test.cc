@@ -229,7 +229,7 @@ TEST_F(TieredStoreTest, LeaseQuotaBoundsGrantsAndFetches) {
   EXPECT_EQ(store_->Fetch(ns, keys, 0, 0, 3 * 4096 - 1).status().code(),
             absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(store_->GetStatus().leased_bytes, 0U);
-  EXPECT_EQ(store_->Fetch(ns, keys, 0, 0, 3 * 4096)->lease.bytes(), 3 * 4096U);
+  EXPECT_EQ(store_->Fetch(ns, keys, 0, 0, std::uint64_t{3} * 4096)->lease.bytes(), 3 * 4096U);
 }
 
 TEST_F(TieredStoreTest, IncompleteBlocksAreBoundedInNumber) {
@@ -469,6 +469,7 @@ TEST_F(TieredStoreTest, TenThousandIdleNamespacesOwnNothing) {
   // turns.
   Start(2);
   std::vector<NamespaceRef> open;
+  open.reserve(10000);
   for (int i = 0; i < 10000; ++i) open.push_back(Open(SpecOf("m" + std::to_string(i))));
   EXPECT_EQ(store_->GetStatus().namespaces, 10000U);
   EXPECT_EQ(store_->GetStatus().assigned_bytes, 0U);

@@ -72,6 +72,7 @@ TEST_F(TieredStoreThreadsTest, FetchRacingPurgeDamageAndRebalancingReadsTheRight
   // Three namespaces compete for four regions while one thread purges, checks and keeps house.
   Start(4);
   std::vector<NamespaceRef> all;
+  all.reserve(3);
   for (int i = 0; i < 3; ++i) all.push_back(Open(SpecOf("m" + std::to_string(i))));
   std::atomic<bool> done = false;
   std::thread keeper([&] {
