@@ -13,6 +13,8 @@ endforeach()
 
 set_target_properties(kavern_client PROPERTIES EXPORT_NAME client)
 target_include_directories(kavern_client INTERFACE $<INSTALL_INTERFACE:${KAVERN_INCLUDE_DIR}>)
+# The public header needs C++20, whatever the program's default.
+target_compile_features(kavern_client INTERFACE cxx_std_20)
 install(TARGETS kavern_base kavern_shm_layout kavern_messages kavern_grpc kavern_client_core kavern_client
   EXPORT KavernTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(EXPORT KavernTargets NAMESPACE Kavern:: DESTINATION "${KAVERN_PACKAGE_DIR}")
