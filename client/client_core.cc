@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
@@ -62,12 +63,20 @@ absl::Status ClientCore::CheckProcess() const {
       "this client belongs to the parent process: make a new one after fork()");
 }
 
+SteadyTime ClientCore::Until(std::chrono::milliseconds deadline) const {
+  return std::chrono::steady_clock::now() + (deadline.count() > 0 ? deadline : options_.deadline);
+}
+
+std::chrono::milliseconds Left(SteadyTime until) {
+  const auto left = until - std::chrono::steady_clock::now();
+  return std::max(std::chrono::milliseconds(1), std::chrono::ceil<std::chrono::milliseconds>(left));
+}
+
 CallContext ClientCore::Context(const Attachment* attachment,
                                 std::chrono::milliseconds deadline) const {
   CallContext context;
   if (attachment != nullptr) context.session_token = attachment->session_token();
-  context.deadline =
-      std::chrono::steady_clock::now() + (deadline.count() > 0 ? deadline : options_.deadline);
+  context.deadline = Until(deadline);
   return context;
 }
 
@@ -78,13 +87,17 @@ void ClientCore::ReleaseLater(PendingRelease release) {
   changed_.NotifyOne();
 }
 
-absl::Status ClientCore::ReleaseNow(const PendingRelease& release,
-                                    std::chrono::milliseconds deadline) {
+absl::Status ClientCore::ReleaseNow(const PendingRelease& release, SteadyTime until) {
   v1::ReleaseRequest request;
   request.add_lease_ids(release.lease_id);
   request.mutable_suspects()->Assign(release.suspects.begin(), release.suspects.end());
   v1::ReleaseResponse response;
-  return control_->Release(Context(release.attachment.get(), deadline), request, &response);
+  absl::Status status =
+      control_->Release(Context(release.attachment.get(), Left(until)), request, &response);
+  // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does
+  // not.
+  if (absl::IsDeadlineExceeded(status)) ReleaseLater(release);
+  return status;
 }
 
 void ClientCore::ReleaseLoop() {
@@ -96,8 +109,9 @@ void ClientCore::ReleaseLoop() {
       if (releases_.empty()) return;
       // One call per session: leases of a former one are gone with it.
       const Attachment* const session = releases_.front().attachment.get();
+      const std::size_t count_max = releases_.front().is_store ? 1 : kReleasesPerCallMax;
       while (!releases_.empty() && releases_.front().attachment.get() == session &&
-             batch.size() < kReleasesPerCallMax) {
+             (batch.empty() || !releases_.front().is_store) && batch.size() < count_max) {
         batch.push_back(std::move(releases_.front()));
         releases_.pop_front();
       }
@@ -123,10 +137,20 @@ bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases) {
     for (const auto& suspect : release.suspects) *request.add_suspects() = suspect;
   }
   v1::ReleaseResponse response;
-  const absl::Status status = control_->Release(
-      Context(attachment.get(), std::chrono::milliseconds(0)), request, &response);
+  const CallContext context = Context(attachment.get(), std::chrono::milliseconds(0));
+  const absl::Status status = releases.front().is_store
+                                  ? SendAbort(releases.front())
+                                  : control_->Release(context, request, &response);
   return !absl::IsDeadlineExceeded(status) && !absl::IsUnavailable(status) &&
          !absl::IsResourceExhausted(status);
+}
+
+absl::Status ClientCore::SendAbort(const PendingRelease& release) {
+  v1::AbortStoreRequest request;
+  request.set_lease_id(release.lease_id);
+  v1::AbortStoreResponse response;
+  return control_->AbortStore(Context(release.attachment.get(), std::chrono::milliseconds(0)),
+                              request, &response);
 }
 
 }  // namespace kavern::client

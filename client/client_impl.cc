@@ -113,7 +113,7 @@ absl::Status ClientImpl::Ping() {
 
 ConnectionInfo ClientImpl::connection() const {
   ConnectionInfo info;
-  if (link_ == nullptr) return info;
+  if (link_ == nullptr || !core_->CheckProcess().ok()) return info;
   info.attach_count = link_->attach_count();
   info.mapped_bytes = mapped_bytes_->load();
   if (const auto attachment = link_->Current(); attachment.ok()) {

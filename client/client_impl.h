@@ -37,10 +37,11 @@ struct Endpoint {
 // InvalidArgument says what an address looks like.
 absl::StatusOr<Endpoint> ParseAddress(const std::string& address);
 
-// Read leases to end, and blocks that failed their checksum.
+// A lease to end, and blocks of it that failed their checksum.
 struct PendingRelease {
   std::shared_ptr<Attachment> attachment;
   std::uint64_t lease_id = 0;
+  bool is_store = false;  // a write lease: aborted
   std::vector<v1::ReleaseRequest::Suspect> suspects;
 };
 
@@ -58,19 +59,24 @@ class ClientCore {
 
   // FailedPrecondition in a forked child: neither threads nor mappings came along.
   absl::Status CheckProcess() const;
+  // When a call with this deadline ends; 0: ClientOptions::deadline.
+  SteadyTime Until(std::chrono::milliseconds deadline) const;
   CallContext Context(const Attachment* attachment, std::chrono::milliseconds deadline) const;
 
   // Ends the lease in the background, with others in one call.
   void ReleaseLater(PendingRelease release);
-  // Ends it now.
-  absl::Status ReleaseNow(const PendingRelease& release, std::chrono::milliseconds deadline);
+  // Ends a read lease now. DeadlineExceeded: the daemon did not answer by `until`, and is told in
+  // the background.
+  absl::Status ReleaseNow(const PendingRelease& release, SteadyTime until);
   // No more background releases: what is queued is sent, the thread joined. Idempotent.
   void Stop();
 
  private:
   void ReleaseLoop();
-  // False: not delivered, though the session lives.
+  // Leases of one session and one kind; one alone where it is a write lease. False: not delivered,
+  // though the session lives.
   bool SendReleases(const std::vector<PendingRelease>& releases);
+  absl::Status SendAbort(const PendingRelease& release);
 
   const ClientOptions options_;
   const std::unique_ptr<ControlPlane> control_;
@@ -83,6 +89,9 @@ class ClientCore {
   std::deque<PendingRelease> releases_ KAVERN_GUARDED_BY(mu_);
   std::thread releaser_;
 };
+
+// What is left until then as a deadline of a further call, at least 1 ms: 0 would mean the default.
+std::chrono::milliseconds Left(SteadyTime until);
 
 }  // namespace client
 

@@ -37,6 +37,12 @@ struct StoreLease::State {
   std::string decline_reason;
   std::vector<Part> parts;           // one per requested key
   std::vector<std::size_t> granted;  // indices of the granted ones, in order
+
+  // Ends the lease on this side: its number, and no memory any more.
+  std::uint64_t TakeLease();
+  // Ends it on both sides: by the context's deadline, or in the background where the daemon does
+  // not answer by then.
+  void GiveBack(const client::CallContext& context);
 };
 
 struct FetchLease::State {

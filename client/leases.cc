@@ -29,6 +29,16 @@ absl::Status NoLease() {
   return absl::FailedPreconditionError("the lease was committed, aborted or released before");
 }
 
+// In a forked child the memory and the threads behind a lease do not exist, and its socket is the
+// parent's. Its state is left as it is there: taking it apart would unmap what the child has mapped
+// since, join threads that are not there, and tell the daemon that the parent let go.
+template <typename State>
+void Drop(std::unique_ptr<State> state) {
+  if (state != nullptr && !state->core->CheckProcess().ok()) {
+    [[maybe_unused]] auto* leaked = state.release();
+  }
+}
+
 }  // namespace
 
 std::uint32_t GatherInto(MutableBuffer part, std::span<const ConstBuffer> pieces,
@@ -56,12 +66,13 @@ StoreLease::StoreLease(StoreLease&&) noexcept = default;
 StoreLease& StoreLease::operator=(StoreLease&& other) noexcept {
   if (this != &other) {
     Abort();
-    state_ = std::move(other.state_);
+    Drop(std::exchange(state_, std::move(other.state_)));
   }
   return *this;
 }
 StoreLease::~StoreLease() {
   Abort();
+  Drop(std::move(state_));
 }
 
 std::span<const StoreOutcome> StoreLease::outcomes() const {
@@ -75,10 +86,12 @@ const std::string& StoreLease::decline_reason() const {
 
 MutableBuffer StoreLease::bytes(std::size_t i) const {
   if (state_ == nullptr || state_->lease_id == 0 || i >= state_->parts.size()) return {};
+  if (!state_->core->CheckProcess().ok()) return {};
   return state_->parts[i].memory.bytes;
 }
 
 absl::Status StoreLease::Fill(std::size_t i, std::span<const ConstBuffer> pieces) {
+  if (state_ != nullptr) KAVERN_RETURN_IF_ERROR(state_->core->CheckProcess());
   const MutableBuffer part = bytes(i);
   if (part.empty()) return NoLease();
   KAVERN_RETURN_IF_ERROR(CheckPieces(pieces, state_->part_bytes));
@@ -87,6 +100,7 @@ absl::Status StoreLease::Fill(std::size_t i, std::span<const ConstBuffer> pieces
 }
 
 absl::Status StoreLease::SetChecksum(std::size_t i, std::uint32_t checksum) {
+  if (state_ != nullptr) KAVERN_RETURN_IF_ERROR(state_->core->CheckProcess());
   if (bytes(i).empty()) return NoLease();
   state_->parts[i].checksum = checksum;
   state_->parts[i].filled = true;
@@ -97,6 +111,7 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
   if (state_ == nullptr || state_->lease_id == 0) return NoLease();
   client::ClientCore& core = *state_->core;
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
+  const client::CallContext context = core.Context(state_->attachment.get(), deadline);
   v1::CommitStoreRequest request;
   request.set_lease_id(state_->lease_id);
   std::size_t filled = 0;
@@ -105,18 +120,16 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
     ++filled;
   }
   if (filled == 0) {
-    Abort();
+    state_->GiveBack(context);
     return absl::FailedPreconditionError("no part of the lease was filled from its start on");
   }
-  const client::CallContext context = core.Context(state_->attachment.get(), deadline);
   v1::CommitStoreResponse response;
   absl::Status status = core.control().CommitStore(context, request, &response);
   if (status.ok() && filled == state_->granted.size()) {
-    state_->lease_id = 0;  // the daemon ended it with its last block
+    state_->TakeLease();  // the daemon ended it with its last block
   } else {
-    Abort();
+    state_->GiveBack(context);
   }
-  for (State::Part& part : state_->parts) part.memory = {};
   if (status.ok() && response.directory_generation() != 0) {
     state_->attachment->WaitForDirectory(state_->fingerprint, response.directory_generation(),
                                          context.deadline);
@@ -129,17 +142,27 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
 
 void StoreLease::Abort() {
   if (state_ == nullptr || state_->lease_id == 0) return;
-  const std::uint64_t lease_id = std::exchange(state_->lease_id, 0);
-  for (State::Part& part : state_->parts) part.memory = {};
-  if (!state_->core->CheckProcess().ok() || state_->attachment->ended()) return;
+  if (!state_->core->CheckProcess().ok()) return;
+  state_->GiveBack(state_->core->Context(state_->attachment.get(), std::chrono::milliseconds(0)));
+}
+
+std::uint64_t StoreLease::State::TakeLease() {
+  for (Part& part : parts) part.memory = {};
+  return std::exchange(lease_id, 0);
+}
+
+void StoreLease::State::GiveBack(const client::CallContext& context) {
   v1::AbortStoreRequest request;
-  request.set_lease_id(lease_id);
+  request.set_lease_id(TakeLease());
+  if (attachment->ended()) return;  // the daemon frees it with the session
   v1::AbortStoreResponse response;
-  // If the daemon cannot hear it now, it frees the lease when the session ends.
-  state_->core->control()
-      .AbortStore(state_->core->Context(state_->attachment.get(), std::chrono::milliseconds(0)),
-                  request, &response)
-      .IgnoreError();
+  const absl::Status status = core->control().AbortStore(context, request, &response);
+  if (!absl::IsDeadlineExceeded(status)) return;
+  client::PendingRelease release;
+  release.attachment = attachment;
+  release.lease_id = request.lease_id();
+  release.is_store = true;
+  core->ReleaseLater(std::move(release));
 }
 
 // ---- FetchLease ----
@@ -155,9 +178,10 @@ FetchLease& FetchLease::operator=(FetchLease&& other) noexcept {
 }
 
 FetchLease::~FetchLease() {
-  if (state_ == nullptr || state_->lease_id == 0) return;
-  if (!state_->core->CheckProcess().ok()) return;
-  state_->core->ReleaseLater(state_->TakeRelease());
+  if (state_ != nullptr && state_->lease_id != 0 && state_->core->CheckProcess().ok()) {
+    state_->core->ReleaseLater(state_->TakeRelease());
+  }
+  Drop(std::move(state_));
 }
 
 std::size_t FetchLease::size() const {
@@ -174,6 +198,7 @@ absl::Status FetchLease::status(std::size_t i) const {
 
 ConstBuffer FetchLease::bytes(std::size_t i) const {
   if (state_ == nullptr || state_->lease_id == 0 || i >= state_->parts.size()) return {};
+  if (!state_->core->CheckProcess().ok()) return {};
   return state_->parts[i].memory.bytes;
 }
 
@@ -209,6 +234,7 @@ client::PendingRelease FetchLease::State::TakeRelease() {
 }
 
 absl::Status FetchLease::CopyTo(std::size_t i, std::span<const MutableBuffer> pieces) {
+  if (state_ != nullptr) KAVERN_RETURN_IF_ERROR(state_->core->CheckProcess());
   if (bytes(i).empty()) return i < size() && !status(i).ok() ? status(i) : NoLease();
   KAVERN_RETURN_IF_ERROR(CheckPieces(pieces, state_->part_bytes));
   bool damage = false;
@@ -224,12 +250,7 @@ absl::Status FetchLease::Release() {
   if (state_ == nullptr || state_->lease_id == 0) return NoLease();
   client::ClientCore& core = *state_->core;
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
-  const client::PendingRelease release = state_->TakeRelease();
-  absl::Status status = core.ReleaseNow(release, std::chrono::milliseconds(0));
-  // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does
-  // not.
-  if (absl::IsDeadlineExceeded(status)) core.ReleaseLater(release);
-  return status;
+  return core.ReleaseNow(state_->TakeRelease(), core.Until(std::chrono::milliseconds(0)));
 }
 
 }  // namespace kavern

@@ -237,12 +237,14 @@ absl::StatusOr<StoreResult> NamespaceImpl::Store(const StoreRequest& request,
                           PiecesPerKey(request.keys.size(), buffers, request.group));
   StoreResult total;
   total.outcomes.assign(request.keys.size(), StoreOutcome::kDeclined);
+  const SteadyTime until = client_.core()->Until(request.deadline);
   StoreRequest batch = request;
   for (std::size_t done = 0; done < request.keys.size();) {
     const std::size_t count =
         std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
     batch.keys = request.keys.subspan(done, count);
     if (done > 0) batch.parent = request.keys[done - 1];
+    batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
     KAVERN_ASSIGN_OR_RETURN(const StoreResult result,
                             UsesBytesPlane() ? PutBytes(batch, batch_buffers, pieces)
@@ -262,6 +264,7 @@ absl::StatusOr<StoreResult> NamespaceImpl::Store(const StoreRequest& request,
 absl::StatusOr<StoreResult> NamespaceImpl::StoreBatch(const StoreRequest& request,
                                                       std::span<const ConstBuffer> buffers,
                                                       std::size_t pieces) {
+  const SteadyTime until = client_.core()->Until(request.deadline);
   KAVERN_ASSIGN_OR_RETURN(StoreLease lease, BeginStore(request));
   StoreLease::State& held = *lease.state_;
   StoreResult result;
@@ -275,7 +278,7 @@ absl::StatusOr<StoreResult> NamespaceImpl::StoreBatch(const StoreRequest& reques
     part.filled = true;
   });
   result.stored_bytes = held.granted.size() * held.part_bytes;
-  KAVERN_RETURN_IF_ERROR(lease.Commit(request.deadline));
+  KAVERN_RETURN_IF_ERROR(lease.Commit(client::Left(until)));
   return result;
 }
 
@@ -285,11 +288,13 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
   KAVERN_ASSIGN_OR_RETURN(const std::size_t pieces,
                           PiecesPerKey(request.keys.size(), buffers, request.group));
   FetchResult total;
+  const SteadyTime until = client_.core()->Until(request.deadline);
   FetchRequest batch = request;
   for (std::size_t done = 0; done < request.keys.size();) {
     const std::size_t count =
         std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
     batch.keys = request.keys.subspan(done, count);
+    batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
     KAVERN_ASSIGN_OR_RETURN(const FetchResult result,
                             UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
@@ -305,6 +310,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
 absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& request,
                                                       std::span<const MutableBuffer> buffers,
                                                       std::size_t pieces) {
+  const SteadyTime until = client_.core()->Until(request.deadline);
   KAVERN_ASSIGN_OR_RETURN(FetchLease lease, Fetch(request));
   FetchLease::State& held = *lease.state_;
   std::vector<std::size_t> readable;
@@ -335,7 +341,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& reques
   if (held.lease_id != 0 && later) {
     client_.core()->ReleaseLater(held.TakeRelease());
   } else if (held.lease_id != 0) {
-    lease.Release().IgnoreError();
+    client_.core()->ReleaseNow(held.TakeRelease(), until).IgnoreError();
   }
   return result;
 }

@@ -205,6 +205,11 @@ void InProcessDaemon::FailNext(const std::string& method, absl::Status status) {
   failures_[method] = std::move(status);
 }
 
+void InProcessDaemon::LoseNextAnswer(const std::string& method, bool carried_out) {
+  MutexLock lock(mu_);
+  lost_answers_[method] = carried_out;
+}
+
 tiers::TieredStore& InProcessDaemon::store() {
   MutexLock lock(mu_);
   return *node_->store;
@@ -214,6 +219,8 @@ absl::Status InProcessDaemon::Serve(
     const std::string& method, const client::CallContext& context,
     const std::function<absl::Status(RequestHandlers&, const std::shared_ptr<Session>&)>& call) {
   Node* node = nullptr;
+  bool carried_out = true;
+  bool answered = true;
   {
     MutexLock lock(mu_);
     ++calls_[method];
@@ -223,18 +230,26 @@ absl::Status InProcessDaemon::Serve(
       return failure;
     }
     if (!serving_) return absl::UnavailableError("no daemon");
+    if (const auto it = lost_answers_.find(method); it != lost_answers_.end()) {
+      answered = false;
+      carried_out = it->second;
+      lost_answers_.erase(it);
+    }
     ++calls_in_progress_;
     node = node_.get();
   }
   absl::Status status;
-  {
+  if (carried_out) {
     const auto session = node->sessions.Authenticate(context.session_token);
     status = session.ok() ? call(*node->handlers, *session) : session.status();
   }
   MutexLock lock(mu_);
   --calls_in_progress_;
   calls_ended_.NotifyAll();
-  return status;
+  if (answered) return status;
+  while (calls_ended_.WaitUntil(mu_, context.deadline)) {
+  }
+  return absl::DeadlineExceededError("no answer");
 }
 
 }  // namespace kavern

@@ -37,6 +37,9 @@ class InProcessDaemon {
   std::uint64_t calls(const std::string& method) const;
   // The next call of the method answers this, and does nothing.
   void FailNext(const std::string& method, absl::Status status);
+  // The next call of the method gets no answer, and so lasts until its deadline. `carried_out`:
+  // the daemon did what was asked, and only the answer was lost.
+  void LoseNextAnswer(const std::string& method, bool carried_out);
 
   tiers::TieredStore& store();
   std::uint64_t leased_bytes() { return store().GetStatus().leased_bytes; }
@@ -61,6 +64,7 @@ class InProcessDaemon {
   bool serving_ KAVERN_GUARDED_BY(mu_) = false;
   std::map<std::string, std::uint64_t> calls_ KAVERN_GUARDED_BY(mu_);
   std::map<std::string, absl::Status> failures_ KAVERN_GUARDED_BY(mu_);
+  std::map<std::string, bool> lost_answers_ KAVERN_GUARDED_BY(mu_);  // to: carried out
 };
 
 }  // namespace kavern

@@ -1,7 +1,4 @@
 // Leases: what they hold, and that their end is their end.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "base/copy_and_checksum.h"
 #include "tests/unit/client/client_fixture.h"
 
@@ -106,21 +103,44 @@ TEST_F(LeaseTest, AMovedFromLeaseHoldsNothing) {
   EXPECT_EQ(daemon_.leased_bytes(), 0U);
 }
 
-// Threads and mappings do not come along: every call says so, and the parent's lease is untouched.
-TEST_F(LeaseTest, AForkedChildIsToldToMakeItsOwnClient) {
-  ASSERT_TRUE(Store(*ns_, keys_).ok());
-  auto lease = ns_->Fetch({.keys = keys_});
-  ASSERT_TRUE(lease.ok());
-  const pid_t child = fork();
-  if (child == 0) {
-    const bool told = absl::IsFailedPrecondition(client_->Ping()) &&
-                      absl::IsFailedPrecondition(lease->Release()) && ns_->Match(keys_) == 0;
-    _exit(told ? 0 : 1);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
-  EXPECT_TRUE(lease->Release().ok());
+TEST_F(LeaseTest, ALeaseThatEndedGivesNoMemory) {
+  auto write = ns_->BeginStore({.keys = keys_});
+  ASSERT_TRUE(write.ok());
+  for (std::size_t i = 0; i < keys_.size(); ++i) ASSERT_TRUE(Fill(*write, i).ok());
+  ASSERT_TRUE(write->Commit().ok());
+  EXPECT_TRUE(write->bytes(0).empty());
+  EXPECT_TRUE(absl::IsFailedPrecondition(Fill(*write, 0)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(write->SetChecksum(0, 1)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(write->Commit()));
+  write->Abort();
+  EXPECT_EQ(daemon_.calls("AbortStore"), 0U);
+
+  auto read = ns_->Fetch({.keys = keys_});
+  ASSERT_TRUE(read.ok());
+  ASSERT_TRUE(read->Release().ok());
+  EXPECT_TRUE(read->bytes(0).empty());
+  std::vector<std::byte> payload(kPartBytes);
+  const MutableBuffer piece(payload);
+  EXPECT_TRUE(absl::IsFailedPrecondition(read->CopyTo(0, {&piece, 1})));
+  EXPECT_TRUE(absl::IsFailedPrecondition(read->Release()));
+  EXPECT_EQ(Fetch(*ns_, keys_), AllOk(4));
+}
+
+TEST_F(LeaseTest, PiecesOfTheWrongLengthAreRefusedAndTheLeaseGoesOn) {
+  auto write = ns_->BeginStore({.keys = keys_});
+  ASSERT_TRUE(write.ok());
+  std::vector<std::byte> memory(kPartBytes + 1);
+  const ConstBuffer longer(memory);
+  EXPECT_TRUE(absl::IsInvalidArgument(write->Fill(0, {&longer, 1})));
+  for (std::size_t i = 0; i < keys_.size(); ++i) ASSERT_TRUE(Fill(*write, i).ok());
+  ASSERT_TRUE(write->Commit().ok());
+  auto read = ns_->Fetch({.keys = keys_});
+  ASSERT_TRUE(read.ok());
+  const MutableBuffer target(memory);
+  EXPECT_TRUE(absl::IsInvalidArgument(read->CopyTo(0, {&target, 1})));
+  const MutableBuffer fitting = target.first(kPartBytes);
+  EXPECT_TRUE(read->CopyTo(0, {&fitting, 1}).ok());
+  EXPECT_FALSE(read->CopyTo(99, {&fitting, 1}).ok());
 }
 
 }  // namespace
