@@ -9,10 +9,13 @@ set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
 # Dev: fast enough to measure with, assertions on, stack traces that name lines.
 set(CMAKE_C_FLAGS_DEV "-O2 -g1")
 set(CMAKE_CXX_FLAGS_DEV "-O2 -g1")
+# Sanitize: the compiler's time is the cost here.
+set(CMAKE_C_FLAGS_SANITIZE "-O1 -g1")
+set(CMAKE_CXX_FLAGS_SANITIZE "-O1 -g1")
 set(CMAKE_C_FLAGS_RELEASE "-O3 -g1 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELEASE "-O3 -g1 -DNDEBUG")
 if(NOT CMAKE_BUILD_TYPE)
-  set(CMAKE_BUILD_TYPE Release CACHE STRING "Dev, Debug or Release" FORCE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Dev, Debug, Sanitize or Release" FORCE)
 endif()
 
 option(KAVERN_WERROR "Warnings are errors" OFF)

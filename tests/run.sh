@@ -3,7 +3,7 @@
 #
 #   tests/run.sh                 everything: what CI runs
 #   tests/run.sh quick           one build, unit and integration tests
-#   tests/run.sh STAGE ...       some of: lint dev clang asan tsan example install
+#   tests/run.sh STAGE ...       some of: lint dev asan tsan tidy install
 #
 # Environment: KAVERN_JOBS (default: processors) bounds parallel compilation and tests.
 set -uo pipefail
@@ -87,14 +87,8 @@ stage_dev() {
   run_ctest dev
 }
 
-stage_clang() {
-  say "clang: thread-safety analysis and clang-tidy"
-  check "build clang" build clang
-  check "clang-tidy" tests/lint/clang_tidy.sh build/clang "$jobs"
-}
-
 stage_asan() {
-  say "asan: AddressSanitizer and UndefinedBehaviorSanitizer"
+  say "asan: clang's thread-safety analysis, AddressSanitizer and UndefinedBehaviorSanitizer"
   check "build asan" build asan
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 run_ctest asan
 }
@@ -105,6 +99,12 @@ stage_tsan() {
   TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 run_ctest tsan -L unit
 }
 
+stage_tidy() {
+  say "tidy: clang-tidy"
+  check "generated sources" build dev kavern_grpc
+  check "clang-tidy" tests/lint/clang_tidy.sh build/dev "$jobs"
+}
+
 stage_install() {
   say "install: a program outside the tree builds against the installed library"
   check "installed client library" tests/integration/installed_client.sh
@@ -112,7 +112,7 @@ stage_install() {
 
 stages=("$@")
 if [[ ${#stages[@]} -eq 0 ]]; then
-  stages=(lint dev clang asan tsan install)
+  stages=(lint dev asan tsan tidy install)
 elif [[ "${stages[*]}" == quick ]]; then
   stages=(lint dev)
 fi
@@ -120,9 +120,9 @@ fi
 deploy/install_deps.sh --tests || { echo "0 passed, 1 failed"; exit 1; }
 for stage in "${stages[@]}"; do
   case "$stage" in
-    lint | dev | clang | asan | tsan | install) "stage_$stage" ;;
+    lint | dev | asan | tsan | tidy | install) "stage_$stage" ;;
     *)
-      echo "tests/run.sh: unknown stage $stage; known: lint dev clang asan tsan install quick" >&2
+      echo "tests/run.sh: unknown stage $stage; known: lint dev asan tsan tidy install quick" >&2
       exit 2
       ;;
   esac

@@ -37,7 +37,7 @@ class GroupSlots {
   struct Grant {
     UseSequence last_use =
         0;  // of the store at that moment: what the region counts as while it is empty
-    SteadyTime time{};
+    SteadyTime time;
     bool used = false;  // a slot of it was reserved since
   };
   RegionOrdinal AddRegion(std::shared_ptr<Region> region, Grant grant);

@@ -9,7 +9,7 @@
 #include "base/units.h"
 #include "client/cli/bench/bench_control.h"
 #include "client/cli/bench/bench_copy.h"
-#include "client/cli/command.h"
+#include "client/cli/commands.h"
 #include "client/cli/text_output.h"
 
 namespace kavern::cli {
@@ -45,6 +45,8 @@ absl::StatusOr<std::vector<BenchRow>> Measure(const GlobalOptions& global, int r
   return rows;
 }
 
+}  // namespace
+
 int RunBench(const GlobalOptions& global, int repetitions, bool targets_only) {
   const auto rows = Measure(global, repetitions, targets_only);
   if (!rows.ok()) return Fail(rows.status());
@@ -54,25 +56,6 @@ int RunBench(const GlobalOptions& global, int repetitions, bool targets_only) {
     std::cout << ReportText(*rows);
   }
   return kExitOk;
-}
-
-}  // namespace
-
-void RegisterBench(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand(
-      "bench",
-      "Measure an idle daemon against memcpy, empty calls and libcrypto; evicts what it holds");
-  auto repetitions = std::make_shared<int>(5);
-  auto targets_only = std::make_shared<bool>(false);
-  command->add_option("--repetitions", *repetitions, "Of every measurement; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_flag("--targets", *targets_only, "Only the rows that have a target, and their kin");
-  command->callback([&run, &global, repetitions, targets_only] {
-    run = [&global, repetitions, targets_only] {
-      return RunBench(global, *repetitions, *targets_only);
-    };
-  });
 }
 
 }  // namespace kavern::cli

@@ -3,11 +3,8 @@
 #define KAVERN_CLIENT_CLI_COMMAND_H_
 
 #include <chrono>
-#include <functional>
 #include <string>
-#include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 
 namespace kavern::cli {
@@ -28,24 +25,6 @@ struct GlobalOptions {
   bool json = false;  // one JSON object on stdout, nothing else
   std::chrono::milliseconds deadline{5000};
 };
-
-// A subcommand adds itself to `app` and sets `run` from its callback; main calls `run` after
-// parsing. Everything it captures must live as long as the process's main: Register functions keep
-// their options in a shared_ptr that the lambdas hold.
-using Runner = std::function<int()>;
-using RegisterCommand = void (*)(CLI::App& app, const GlobalOptions& global, Runner& run);
-
-void RegisterStatus(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterTop(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterNamespaces(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterDoctor(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterCompletion(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterBench(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run);
-void RegisterTrace(CLI::App& app, const GlobalOptions& global, Runner& run);
-
-// Global options and every subcommand. All three must live as long as `run` may be called.
-void BuildCommandLine(CLI::App& app, GlobalOptions& global, Runner& run);
 
 // Prints "kavern: <message>" to stderr, with what to do about it where that is known, and returns
 // the exit code that belongs to the status.

@@ -1,18 +1,14 @@
 // kavern completion.
 #include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "client/cli/command.h"
-#include "client/cli/completion_script.h"
+#include "client/cli/commands.h"
 
 namespace kavern::cli {
-namespace {
 
-int RunCompletion(const CLI::App& app, const GlobalOptions& global, const std::string& shell) {
-  const CompletionCommand root = DescribeCommands(app);
-  const std::string& program = app.get_name();
+int RunCompletion(const GlobalOptions& global, const std::string& program,
+                  const CompletionCommand& root, const std::string& shell) {
   std::string script;
   if (shell == "bash") {
     script = BashCompletion(program, root);
@@ -26,24 +22,6 @@ int RunCompletion(const CLI::App& app, const GlobalOptions& global, const std::s
   }
   std::fputs(script.c_str(), stdout);
   return kExitOk;
-}
-
-}  // namespace
-
-void RegisterCompletion(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command =
-      app.add_subcommand("completion", "Print a script that teaches a shell these commands");
-  command->footer(
-      "bash: source <(kavern completion bash)\n"
-      "zsh:  kavern completion zsh > \"${fpath[1]}/_kavern\"\n"
-      "fish: kavern completion fish > ~/.config/fish/completions/kavern.fish");
-  auto shell = std::make_shared<std::string>();
-  command->add_option("shell", *shell, "Which shell")
-      ->required()
-      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
-  command->callback([&app, &global, &run, shell] {
-    run = [&app, &global, shell] { return RunCompletion(app, global, *shell); };
-  });
 }
 
 }  // namespace kavern::cli

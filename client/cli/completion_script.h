@@ -5,8 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
-
 namespace kavern::cli {
 
 struct CompletionOption {
@@ -27,9 +25,6 @@ struct CompletionCommand {
       argument_choices;  // values of its positional arguments, where they are listed
   std::vector<CompletionCommand> children;
 };
-
-// Reads the tree of `app`, which must be complete: every subcommand registered.
-CompletionCommand DescribeCommands(const CLI::App& app);
 
 // Scripts that the shell evaluates. `program` is the name they complete.
 std::string BashCompletion(const std::string& program, const CompletionCommand& root);

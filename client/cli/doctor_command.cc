@@ -14,19 +14,13 @@
 #include "absl/strings/strip.h"
 #include "base/units.h"
 #include "client/admin_client.h"
-#include "client/cli/command.h"
+#include "client/cli/commands.h"
 #include "client/cli/doctor/checks.h"
 #include "client/cli/doctor/machine_facts.h"
 #include "proto/kavern/v1/shm_layout.h"
 
 namespace kavern::cli {
 namespace {
-
-struct DoctorOptions {
-  std::string directory = "/var/tmp";
-  bool directory_chosen = false;
-  std::uint64_t ram_bytes = 0;
-};
 
 // Whether the socket is there but not for this user.
 bool Forbidden(const std::string& address) {
@@ -82,6 +76,8 @@ void PrintJson(const std::vector<Check>& checks) {
   std::fputs((nlohmann::json{{"checks", rows}}.dump(2) + "\n").c_str(), stdout);
 }
 
+}  // namespace
+
 int RunDoctor(const GlobalOptions& global, const DoctorOptions& options) {
   std::uint64_t daemon_pid = 0;
   const MachineFacts::Daemon daemon = AskDaemon(global, &daemon_pid);
@@ -98,29 +94,6 @@ int RunDoctor(const GlobalOptions& global, const DoctorOptions& options) {
     return check.result == CheckResult::kFail;
   });
   return failed ? kExitFailed : kExitOk;
-}
-
-}  // namespace
-
-void RegisterDoctor(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command =
-      app.add_subcommand("doctor", "What on this machine will make Kavern slow or fail");
-  auto options = std::make_shared<DoctorOptions>();
-  auto ram = std::make_shared<std::string>();
-  CLI::Option* directory =
-      command->add_option("--dir", options->directory, "Directory on the disk to look at")
-          ->capture_default_str();
-  command
-      ->add_option("--ram", *ram, "The ram.capacity that this machine shall carry, such as 64GiB")
-      ->check([](const std::string& text) {
-        const auto bytes = ParseBytes(text);
-        return bytes.ok() ? std::string() : std::string(bytes.status().message());
-      });
-  command->callback([&global, &run, options, ram, directory] {
-    options->directory_chosen = directory->count() > 0;
-    if (!ram->empty()) options->ram_bytes = ParseBytes(*ram).value_or(0);
-    run = [&global, options] { return RunDoctor(global, *options); };
-  });
 }
 
 }  // namespace kavern::cli

@@ -26,34 +26,6 @@ absl::StatusOr<KvLayout> LayoutFromFlags(const LayoutOptions& options,
 
 }  // namespace
 
-void AddLayoutOptions(CLI::App& command, LayoutOptions& options) {
-  std::string known;
-  for (const ModelPreset& preset : ModelPresets()) {
-    known += (known.empty() ? "" : ", ") + std::string(preset.name);
-  }
-  command.add_option("--model", options.model, "KV layout and prefill cost of: " + known)
-      ->capture_default_str();
-  command
-      .add_option("--scale-layers", options.scale_layers,
-                  "Share of the model's layers to keep, so that blocks fit a small machine")
-      ->check(CLI::Range(1e-6, 1.0))
-      ->capture_default_str();
-  const std::string group = "Layout in place of --model";
-  command.add_option("--layers", options.layers, "Layers; replaces --model")->group(group);
-  command.add_option("--kv-heads", options.kv_heads, "KV heads of one shard")
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--head-dim", options.head_dim, "Elements of a head")
-      ->capture_default_str()
-      ->group(group);
-  command.add_option("--latent-dim", options.latent_dim, "MLA: elements of the latent vector")
-      ->group(group);
-  command.add_option("--dtype", options.dtype, "Element type")->capture_default_str()->group(group);
-  command
-      .add_option("--shards", options.shards, "Distinct shards of a block (tensor parallel ranks)")
-      ->capture_default_str();
-}
-
 absl::StatusOr<ChosenLayout> ChooseLayout(const LayoutOptions& options,
                                           std::uint32_t tokens_per_block) {
   ChosenLayout chosen;

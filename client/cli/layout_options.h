@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "base/kv_layout.h"
 #include "base/namespace_spec.h"
@@ -29,8 +28,6 @@ struct ChosenLayout {
   NamespaceSpec spec;
   std::optional<ModelPreset> preset;  // none with layout flags: prefill cannot be priced then
 };
-
-void AddLayoutOptions(CLI::App& command, LayoutOptions& options);
 
 // InvalidArgument or NotFound names the option.
 absl::StatusOr<ChosenLayout> ChooseLayout(const LayoutOptions& options,

@@ -6,20 +6,12 @@
 #include <string>
 
 #include "base/units.h"
-#include "client/cli/command.h"
+#include "client/cli/commands.h"
 #include "client/cli/replay/replay_run.h"
 #include "client/cli/text_output.h"
 
 namespace kavern::cli {
 namespace {
-
-struct Options {
-  std::string file;
-  LayoutOptions layout;
-  ReplayOptions replay;
-  std::uint64_t limit = 0;
-  bool as_fast_as_possible = false;
-};
 
 double Ratio(double part, double whole) {
   return whole > 0 ? part / whole : 0;
@@ -31,7 +23,7 @@ nlohmann::json Latency(const std::vector<double>& samples) {
           {"p99_seconds", Percentile(samples, 0.99)}};
 }
 
-nlohmann::json ReportJson(const Options& options, const ReplayResult& result) {
+nlohmann::json ReportJson(const ReplayCommandOptions& options, const ReplayResult& result) {
   const ReplayStats& stats = result.stats;
   const NamespaceSpec& spec = options.replay.layout.spec;
   nlohmann::json report = {
@@ -92,7 +84,7 @@ std::string MovedText(std::uint64_t bytes, double seconds) {
   return FormatBytes(bytes) + " at " + FormatGBps(Ratio(static_cast<double>(bytes), seconds));
 }
 
-std::string ReportText(const Options& options, const ReplayResult& result) {
+std::string ReportText(const ReplayCommandOptions& options, const ReplayResult& result) {
   const ReplayStats& stats = result.stats;
   const NamespaceSpec& spec = options.replay.layout.spec;
   std::string text;
@@ -129,7 +121,7 @@ std::string ReportText(const Options& options, const ReplayResult& result) {
   return text;
 }
 
-absl::Status CheckOptions(const Options& options) {
+absl::Status CheckOptions(const ReplayCommandOptions& options) {
   const ReplayOptions& replay = options.replay;
   if (replay.deterministic &&
       (replay.workers != 1 || replay.processes != 1 || replay.tenants.size() > 1)) {
@@ -139,7 +131,9 @@ absl::Status CheckOptions(const Options& options) {
   return absl::OkStatus();
 }
 
-int RunReplayCommand(const GlobalOptions& global, Options& options) {
+}  // namespace
+
+int RunReplayCommand(const GlobalOptions& global, ReplayCommandOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return Fail(status);
   auto layout = ChooseLayout(options.layout, kTraceBlockTokens);
   if (!layout.ok()) return Fail(layout.status());
@@ -166,43 +160,6 @@ int RunReplayCommand(const GlobalOptions& global, Options& options) {
     return kExitFailed;
   }
   return result->stats.failed_calls > 0 ? kExitFailed : kExitOk;
-}
-
-}  // namespace
-
-void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand(
-      "replay", "Play a trace of requests as inference workers would, and verify every byte");
-  auto options = std::make_shared<Options>();
-  ReplayOptions& replay = options->replay;
-  command->add_option("file", options->file, "Trace: JSON lines, see `kavern trace generate`")
-      ->required();
-  AddLayoutOptions(*command, options->layout);
-  auto* fast = command->add_flag("--as-fast-as-possible", options->as_fast_as_possible,
-                                 "Do not wait for the trace's times (the default)");
-  command->add_option("--speedup", replay.speedup, "Play the trace's time this many times faster")
-      ->check(CLI::PositiveNumber)
-      ->excludes(fast);
-  command->add_option("--workers", replay.workers, "Threads per process and tenant, each a client")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  command->add_option("--processes", replay.processes, "Processes, which share the requests")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  command->add_option("--tenants", replay.tenants, "Tenants, each of which plays the whole trace")
-      ->delimiter(',');
-  command->add_option("--copy-threads", replay.client.copy_threads, "Of each worker")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  command->add_option("--limit", options->limit, "Play only the first requests; 0: all")
-      ->capture_default_str();
-  command->add_flag(
-      "--deterministic", replay.deterministic,
-      "One worker that waits for the daemon's background after each request: the hits are "
-      "a function of trace and capacity");
-  command->callback([&run, &global, options] {
-    run = [&global, options] { return RunReplayCommand(global, *options); };
-  });
 }
 
 }  // namespace kavern::cli

@@ -15,7 +15,7 @@
 #include "base/status_macros.h"
 #include "base/units.h"
 #include "client/admin_client.h"
-#include "client/cli/command.h"
+#include "client/cli/commands.h"
 #include "client/cli/text_output.h"
 
 namespace kavern::cli {
@@ -145,6 +145,8 @@ absl::StatusOr<v1::GetStatusResponse> AskStatus(const GlobalOptions& global,
   }
 }
 
+}  // namespace
+
 int RunStatus(const GlobalOptions& global, std::int64_t wait_ms) {
   const auto status = AskStatus(global, std::chrono::milliseconds(wait_ms));
   if (!status.ok()) return Fail(status.status());
@@ -245,41 +247,6 @@ int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
   std::fputs((global.json ? json{{"namespaces", rows}}.dump(2) + "\n" : table.ToString()).c_str(),
              stdout);
   return kExitOk;
-}
-
-}  // namespace
-
-void RegisterStatus(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand("status", "What the daemon holds and has done");
-  auto wait_ms = std::make_shared<std::int64_t>(0);
-  command->add_option("--wait-ms", *wait_ms,
-                      "Wait this long for a daemon that answers and has its RAM tier populated");
-  command->callback([&run, &global, wait_ms] {
-    run = [&global, wait_ms] { return RunStatus(global, *wait_ms); };
-  });
-}
-
-void RegisterTop(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand("top", "The same, live; q ends it");
-  auto interval_ms = std::make_shared<std::int64_t>(1000);
-  auto iterations = std::make_shared<std::uint64_t>(0);
-  command->add_option("--interval-ms", *interval_ms, "Time between two screens")
-      ->check(CLI::Range(50, 3600000))
-      ->capture_default_str();
-  command->add_option("-n,--iterations", *iterations, "Screens to show; 0: until q")
-      ->capture_default_str();
-  command->callback([&run, &global, interval_ms, iterations] {
-    run = [&global, interval_ms, iterations] { return RunTop(global, *interval_ms, *iterations); };
-  });
-}
-
-void RegisterNamespaces(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand("namespaces", "Which namespaces there are");
-  auto purge = std::make_shared<std::string>();
-  command->add_option("--purge", *purge,
-                      "Forget every block of the namespace with this fingerprint");
-  command->callback(
-      [&run, &global, purge] { run = [&global, purge] { return RunNamespaces(global, *purge); }; });
 }
 
 }  // namespace kavern::cli

@@ -6,11 +6,10 @@
 #include <set>
 #include <string>
 
-#include "client/cli/command.h"
+#include "client/cli/commands.h"
 #include "client/cli/replay/trace_generator.h"
 
 namespace kavern::cli {
-namespace {
 
 int RunGenerate(const GlobalOptions& global, const TraceGeneratorOptions& options,
                 const std::string& output) {
@@ -41,46 +40,6 @@ int RunGenerate(const GlobalOptions& global, const TraceGeneratorOptions& option
               << " block references, " << unique.size() << " unique blocks\n";
   }
   return kExitOk;
-}
-
-}  // namespace
-
-void RegisterTrace(CLI::App& app, const GlobalOptions& global, Runner& run) {
-  CLI::App* command = app.add_subcommand("trace", "Make traces to replay");
-  command->require_subcommand(1);
-  CLI::App* generate = command->add_subcommand(
-      "generate", "Write a seeded trace of multi-turn conversations (JSON lines)");
-  auto options = std::make_shared<TraceGeneratorOptions>();
-  auto output = std::make_shared<std::string>("-");
-  generate->add_option("-o,--output", *output, "File to write; - is stdout")->capture_default_str();
-  generate->add_option("--seed", options->seed, "Same seed, same trace")->capture_default_str();
-  generate->add_option("--conversations", options->conversations, "How many")
-      ->capture_default_str();
-  generate->add_option("--turns", options->turns_mean, "Mean turns of a conversation")
-      ->capture_default_str();
-  generate
-      ->add_option("--arrival-rate", options->arrivals_per_second,
-                   "Conversations that begin per second")
-      ->capture_default_str();
-  generate
-      ->add_option("--think-seconds", options->think_seconds_mean,
-                   "Mean time between an answer and the next question")
-      ->capture_default_str();
-  generate->add_option("--system-prompts", options->system_prompts, "Shared system prompts")
-      ->capture_default_str();
-  generate->add_option("--system-prompt-tokens", options->system_prompt_tokens, "Tokens of each")
-      ->capture_default_str();
-  generate->add_option("--question-tokens", options->question_tokens_mean, "Mean tokens asked")
-      ->capture_default_str();
-  generate->add_option("--answer-tokens", options->answer_tokens_mean, "Mean tokens answered")
-      ->capture_default_str();
-  generate
-      ->add_option("--input-tokens-max", options->input_tokens_max,
-                   "A conversation that has grown past this ends")
-      ->capture_default_str();
-  generate->callback([&run, &global, options, output] {
-    run = [&global, options, output] { return RunGenerate(global, *options, *output); };
-  });
 }
 
 }  // namespace kavern::cli

@@ -1,6 +1,6 @@
 #include "service/session/session_table.h"
 
-#include <cstring>
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,7 +33,8 @@ void SessionTable::Remove(const SessionToken& token) {
 absl::StatusOr<std::shared_ptr<Session>> SessionTable::Authenticate(std::string_view token) const {
   std::shared_ptr<Session> session;
   if (SessionToken key; token.size() == key.size()) {
-    std::memcpy(key.data(), token.data(), key.size());
+    std::transform(token.begin(), token.end(), key.begin(),
+                   [](char c) { return static_cast<std::uint8_t>(c); });
     MutexLock lock(mu_);
     const auto it = by_token_.find(key);
     if (it != by_token_.end()) session = it->second;

@@ -86,8 +86,7 @@ class InProcessControlPlane final : public client::ControlPlane {
   absl::Status Fetch(const Context& context, const v1::FetchRequest& request,
                      const std::function<void(const v1::FetchResponse&)>& on_message) override {
     v1::FetchResponse response;
-    const absl::Status status =
-        Unary("Fetch", context, request, &response, &RequestHandlers::Fetch);
+    absl::Status status = Unary("Fetch", context, request, &response, &RequestHandlers::Fetch);
     if (status.ok()) on_message(response);
     return status;
   }
@@ -225,7 +224,7 @@ absl::Status InProcessDaemon::Serve(
     MutexLock lock(mu_);
     ++calls_[method];
     if (const auto it = failures_.find(method); it != failures_.end()) {
-      const absl::Status failure = it->second;
+      absl::Status failure = it->second;
       failures_.erase(it);
       return failure;
     }

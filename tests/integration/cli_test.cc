@@ -25,7 +25,7 @@ class CliTest : public NodeTest {
     return json::parse(result.output);
   }
   std::string Generate(int conversations) {
-    const std::string path = directory() + "/trace.jsonl";
+    std::string path = directory() + "/trace.jsonl";
     EXPECT_EQ(
         Kavern({"trace", "generate", "--conversations", std::to_string(conversations), "-o", path})
             .status,
@@ -36,8 +36,9 @@ class CliTest : public NodeTest {
   // daemon.
   static json Simulate(const std::string& trace, std::uint64_t capacity_blocks) {
     const CommandResult result = RunCommand(
-        {"/usr/bin/python3", KAVERN_SOURCE_DIR "/tests/sim/lru_reference.py", "--capacity-blocks",
-         std::to_string(capacity_blocks), "--full-blocks-only", "--json", trace});
+        {"/usr/bin/python3", std::string(KAVERN_SOURCE_DIR) + "/tests/sim/lru_reference.py",
+         "--capacity-blocks", std::to_string(capacity_blocks), "--full-blocks-only", "--json",
+         trace});
     EXPECT_EQ(result.status, 0);
     return json::parse(result.output)["rows"][0];
   }

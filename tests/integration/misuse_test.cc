@@ -160,7 +160,7 @@ TEST_F(MisuseTest, MoreKeysThanARequestMayHaveAreRefused) {
   const std::string token(reinterpret_cast<const char*>(welcome->session_token), 16);
   const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
   v1::MatchRequest request;
-  request.mutable_keys()->resize(17 * 16, 'k');
+  request.mutable_keys()->resize(std::size_t{17} * 16, 'k');
   v1::MatchResponse response;
   EXPECT_FALSE(control->Match(ContextOf(token), request, &response).ok());
   // The library splits what is larger.

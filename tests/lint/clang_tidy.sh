@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # clang-tidy over every file of ours that the build directory compiles: clang_tidy.sh BUILD_DIR JOBS
+#
+# Version 22 leaves system headers alone, which makes it several times faster than what Debian 12 calls clang-tidy.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$1
@@ -14,4 +16,4 @@ for entry in json.loads((pathlib.Path(sys.argv[1]) / "compile_commands.json").re
 PY
 )
 [[ ${#files[@]} -gt 0 ]] || { echo "no files in $build/compile_commands.json"; exit 1; }
-printf '%s\n' "${files[@]}" | sort -u | xargs -P "$jobs" -n 4 clang-tidy -p "$build" --quiet
+printf '%s\n' "${files[@]}" | sort -u | xargs -P "$jobs" -n 1 clang-tidy-22 -p "$build" --quiet

@@ -66,7 +66,7 @@ void ReadHierarchy(const std::string& mount, std::string group, const CgroupFile
       const std::uint64_t taken = usage - std::min(usage, reclaimable);
       const std::uint64_t free = *limit - std::min(*limit, taken);
       if (*limit < facts->cgroup_limit_bytes.value_or(UINT64_MAX)) {
-        facts->cgroup_limit_bytes = *limit;
+        facts->cgroup_limit_bytes = limit;
         facts->cgroup_path = directory + files.limit;
       }
       facts->cgroup_free_bytes = std::min(facts->cgroup_free_bytes.value_or(UINT64_MAX), free);

@@ -23,7 +23,10 @@ struct BenchRow {
   bool at_least = true;  // the target is a floor; else a ceiling
 
   double Judged() const { return reference_name.empty() ? value : ratio; }
-  bool Met() const { return at_least ? Judged() >= *target : Judged() <= *target; }
+  // False where there is no target.
+  bool Met() const {
+    return target.has_value() && (at_least ? Judged() >= *target : Judged() <= *target);
+  }
 };
 
 // A value and its reference, measured in turn.

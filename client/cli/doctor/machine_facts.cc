@@ -98,7 +98,11 @@ MachineFacts::Kernel ReadKernel(const std::string& root) {
   MachineFacts::Kernel kernel;
   kernel.release =
       std::string(absl::StripAsciiWhitespace(ReadText(root + "/proc/sys/kernel/osrelease")));
-  std::sscanf(kernel.release.c_str(), "%d.%d", &kernel.major, &kernel.minor);
+  const std::vector<std::string> numbers = absl::StrSplit(kernel.release, absl::ByAnyChar(".-+"));
+  if (numbers.size() < 2 || !absl::SimpleAtoi(numbers[0], &kernel.major) ||
+      !absl::SimpleAtoi(numbers[1], &kernel.minor)) {
+    kernel.major = kernel.minor = 0;
+  }
   kernel.pidfd_error = TryPidfd();
   const auto memfd = CreateMemfd("kavern-doctor", kHugePageBytes, MemfdPages::kNormal);
   absl::Status status = memfd.status();

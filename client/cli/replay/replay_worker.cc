@@ -36,7 +36,7 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 ReplayWorker::ReplayWorker(Namespace& ns, std::optional<ModelPreset> preset)
     : ns_(ns), preset_(preset), layout_(ns.spec().layout) {
-  std::uint64_t part_bytes = 0;
+  std::uint64_t part_bytes = 1;
   for (std::uint32_t group = 0; group < layout_.groups.size(); ++group) {
     part_bytes = std::max(part_bytes, layout_.PartBytes(group));
   }

@@ -67,14 +67,14 @@ TEST(KvLayout, SizesOfEveryKindOfGroup) {
                               Latent(61, 576), Recurrent(6, 5000)});
   layout.shard_count = 2;
   ASSERT_TRUE(layout.Validate().ok()) << layout.Validate();
-  EXPECT_EQ(layout.PartBytes(0), 4u * 2 * 8 * 128 * 2 * 16);
-  EXPECT_EQ(layout.PartBytes(1), 20u * 2 * 4 * 64 * 2 * 16);
-  EXPECT_EQ(layout.PartBytes(2), 61u * 576 * 2 * 16);
-  EXPECT_EQ(layout.PartBytes(3), 6u * 5000);
+  EXPECT_EQ(layout.PartBytes(0), 4ull * 2 * 8 * 128 * 2 * 16);
+  EXPECT_EQ(layout.PartBytes(1), 20ull * 2 * 4 * 64 * 2 * 16);
+  EXPECT_EQ(layout.PartBytes(2), 61ull * 576 * 2 * 16);
+  EXPECT_EQ(layout.PartBytes(3), 6ull * 5000);
   EXPECT_EQ(layout.SlotBytes(0), layout.PartBytes(0));
   EXPECT_EQ(layout.SlotBytes(3), 32768u);
-  EXPECT_EQ(layout.BlockBytes(), 2 * (262144u + 327680 + 1124352 + 30000));
-  EXPECT_EQ(layout.BytesPerToken(), 2 * (16384u + 20480 + 70272));
+  EXPECT_EQ(layout.BlockBytes(), 2 * (262144ull + 327680 + 1124352 + 30000));
+  EXPECT_EQ(layout.BytesPerToken(), 2 * (16384ull + 20480 + 70272));
   EXPECT_EQ(layout.PartCount(), 8u);
   EXPECT_EQ(layout.PartIndex(1, 3), 7u);
 }

@@ -12,8 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "client/cli/command.h"
-#include "client/cli/completion_script.h"
+#include "client/cli/command_line.h"
 
 namespace kavern::cli {
 namespace {

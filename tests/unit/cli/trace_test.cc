@@ -21,7 +21,7 @@ constexpr char kGoodLine[] =
     R"({"timestamp": 0, "input_length": 513, "output_length": 9, "hash_ids": [4, 5]})";
 
 absl::StatusOr<std::vector<TraceRequest>> Read(const std::string& text) {
-  std::istringstream in(text);
+  std::istringstream in(text);  // NOLINT(bugprone-unused-local-non-trivial-variable): it is read
   return ReadTrace(in, "trace.jsonl");
 }
 

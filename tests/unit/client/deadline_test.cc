@@ -101,7 +101,7 @@ TEST_F(DeadlineTest, AReleaseThatIsNotAnsweredDoesNotHoldUpAFetchOfDamagedBytes)
   EXPECT_EQ(fetched->fetched_blocks, 3U);
   EXPECT_EQ(fetched->codes[2], absl::StatusCode::kDataLoss);
   EXPECT_TRUE(NothingIsLeased());
-  EXPECT_EQ(daemon_.store().GetCounters().damaged_blocks, 1U);
+  EXPECT_TRUE(Eventually([&] { return daemon_.store().GetCounters().damaged_blocks == 1; }));
 }
 
 TEST_F(DeadlineTest, ADroppedFetchLeaseIsReleasedThoughTheFirstAttemptFails) {

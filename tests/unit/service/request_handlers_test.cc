@@ -18,7 +18,7 @@ using ::testing::HasSubstr;
 // One attached session of tenant "default" with one namespace open.
 class RequestHandlersTest : public ::testing::Test {
  protected:
-  explicit RequestHandlersTest(TestNodeOptions options = {}) : node_(std::move(options)) {
+  explicit RequestHandlersTest(const TestNodeOptions& options = {}) : node_(options) {
     session_ = node_.SessionOf(*client_.Attach(node_.path()));
     fingerprint_ = node_.Open(*session_);
   }
