@@ -61,27 +61,29 @@ absl::StatusOr<NamespaceFingerprint> NamespaceFingerprint::FromHex(std::string_v
 
 BlockKey ComputeBlockKey(const BlockKey& parent, std::span<const std::uint32_t> tokens,
                          ExtraKeys extra_keys) {
-  // The message's first 64 bytes are put together here: SHA-256 then takes this and the rest of the
-  // tokens straight from where they lie, block by block, and copies nothing into a buffer of its
-  // own.
+  // A short message is put together here and hashed in one piece. Of a long one the first 64 bytes
+  // are: SHA-256 then takes this and the rest of the tokens straight from where they lie, block by
+  // block, and copies nothing into a buffer of its own.
   struct Head {
     std::array<std::uint8_t, 16> parent;
     std::uint32_t token_count;
     std::uint32_t extra_key_count;
-    std::array<std::uint32_t, 10> tokens;
+    std::array<std::uint32_t, 26> tokens;
   };
-  static_assert(sizeof(Head) == 64);
+  static_assert(sizeof(Head) == 128);
+  constexpr std::size_t kTokensOfFirst64Bytes = 10;
   Head head;
   head.parent = parent.bytes;
   head.token_count = static_cast<std::uint32_t>(tokens.size());
   head.extra_key_count = static_cast<std::uint32_t>(extra_keys.size());
-  const std::size_t head_tokens = std::min(tokens.size(), head.tokens.size());
+  const std::size_t head_tokens =
+      tokens.size() <= head.tokens.size() ? tokens.size() : kTokensOfFirst64Bytes;
   std::copy_n(tokens.begin(), head_tokens, head.tokens.begin());
 
   Sha256 hash;
   hash.Update(&head, offsetof(Head, tokens) + head_tokens * sizeof(std::uint32_t));
   const std::span<const std::uint32_t> rest = tokens.subspan(head_tokens);
-  hash.Update(rest.data(), rest.size_bytes());
+  if (!rest.empty()) hash.Update(rest.data(), rest.size_bytes());
   for (const std::string& extra : extra_keys) {
     const auto size = static_cast<std::uint32_t>(extra.size());
     hash.Update(&size, sizeof(size));

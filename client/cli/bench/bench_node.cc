@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,7 @@ constexpr std::uint64_t kHugePageBytes = std::uint64_t{2} << 20;
 constexpr std::uint32_t kTokensPerBlock = 512;
 // Emptying and filling a RAM tier is no call of a worker's.
 constexpr std::chrono::milliseconds kAdminDeadline(120000);
+constexpr std::chrono::milliseconds kPollInterval(10);
 
 NamespaceSpec SpecOf(std::uint64_t block_bytes, std::uint64_t epoch) {
   NamespaceSpec spec;
@@ -79,7 +81,20 @@ absl::Status BenchNode::Forget() {
     if (!purged.ok() && !absl::IsNotFound(purged.status())) return purged.status();
     namespaces_.clear();
   }
-  return admin_->Quiesce();
+  // Regions come back when every client has unmapped them, this process's own included.
+  const auto give_up = std::chrono::steady_clock::now() + kAdminDeadline;
+  for (;;) {
+    KAVERN_RETURN_IF_ERROR(admin_->Quiesce());
+    KAVERN_ASSIGN_OR_RETURN(const auto status, admin_->GetStatus());
+    const v1::RamStatus& ram = status.ram();
+    if (ram.populated_bytes() >= ram.capacity_bytes()) return absl::OkStatus();
+    if (std::chrono::steady_clock::now() >= give_up) {
+      return absl::DeadlineExceededError(absl::StrCat("ram: ", FormatBytes(ram.populated_bytes()),
+                                                      " of ", FormatBytes(ram.capacity_bytes()),
+                                                      " populated: is another client at work?"));
+    }
+    std::this_thread::sleep_for(kPollInterval);
+  }
 }
 
 std::vector<BlockKey> BenchNode::NewChain(std::size_t count) {
