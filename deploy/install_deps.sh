@@ -10,7 +10,7 @@ build_packages=(
   libcli11-dev nlohmann-json3-dev liburing-dev
 )
 test_packages=(
-  clang clang-tidy-22 clang-format libclang-rt-14-dev python3
+  clang clang-tidy-22 clang-format libclang-rt-14-dev python3 python3-venv python3-dev
   libgtest-dev libgmock-dev libbenchmark-dev curl
 )
 

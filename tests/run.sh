@@ -3,7 +3,7 @@
 #
 #   tests/run.sh                 everything: what CI runs
 #   tests/run.sh quick           one build, unit and integration tests
-#   tests/run.sh STAGE ...       some of: lint dev asan tsan tidy install
+#   tests/run.sh STAGE ...       some of: lint dev asan tsan tidy install python
 #
 # Environment: KAVERN_JOBS (default: processors) bounds parallel compilation and tests.
 set -uo pipefail
@@ -51,26 +51,41 @@ run_ctest() {
     "$@" >"$results/ctest.log" 2>&1
   # What failed and what was skipped is shown; what passed is counted.
   grep -vE '^ *(Start +[0-9]+:|[0-9]+/[0-9]+ Test +#[0-9]+: .* Passed )' "$results/ctest.log" | tail -n 200
-  local counts
-  counts=$(python3 - "$report" "$preset" <<'PY'
+  count_report "$report" "$preset"
+}
+
+# count_report JUNIT_XML NAME: adds its cases to the totals.
+count_report() {
+  local counts fields
+  counts=$(python3 - "$1" "$2" <<'PY'
 import sys, xml.etree.ElementTree as tree
-suite = tree.parse(sys.argv[1]).getroot()
-failed = [c.get("name") for c in suite.iter("testcase") if c.get("status") == "fail"]
-skipped = [c.get("name") for c in suite.iter("testcase") if c.get("status") in ("notrun", "disabled")]
-total = sum(1 for _ in suite.iter("testcase"))
-print(total - len(failed) - len(skipped), len(failed), len(skipped), *[f"{sys.argv[2]}:{n}" for n in failed])
+cases = list(tree.parse(sys.argv[1]).getroot().iter("testcase"))
+has = lambda case, *tags: any(case.find(tag) is not None for tag in tags)
+failed = [c.get("name") for c in cases if c.get("status") == "fail" or has(c, "failure", "error")]
+skipped = [c.get("name") for c in cases if c.get("status") in ("notrun", "disabled") or has(c, "skipped")]
+names = [f"{sys.argv[2]}:{n}".replace(" ", "_") for n in failed]
+print(len(cases) - len(failed) - len(skipped), len(failed), len(skipped), *names)
 PY
-  ) || counts="0 1 0 $preset:no-report"
+  ) || counts="0 1 0 $2:no-report"
   read -r -a fields <<<"$counts"
   passed=$((passed + fields[0]))
   failed=$((failed + fields[1]))
   skipped=$((skipped + fields[2]))
   failures+=("${fields[@]:3}")
-  # A preset that runs nothing would pass for ever.
+  # A stage that runs nothing would pass for ever.
   if [[ ${fields[0]} -eq 0 ]]; then
     failed=$((failed + 1))
-    failures+=("$preset: no test ran")
+    failures+=("$2: no test ran")
   fi
+}
+
+# run_pytest PYTHON DIRECTORY: adds its cases to the totals.
+run_pytest() {
+  local report="$results/pytest.xml"
+  KAVERN_BIN="$root/build/dev/bin" "$1" -m pytest -q -p no:cacheprovider --junit-xml "$report" "$2" \
+    >"$results/pytest.log" 2>&1
+  tail -n 100 "$results/pytest.log"
+  count_report "$report" python
 }
 
 stage_lint() {
@@ -105,6 +120,15 @@ stage_tidy() {
   check "clang-tidy" tests/lint/clang_tidy.sh build/dev "$jobs"
 }
 
+stage_python() {
+  say "python: the package as pip installs it, against the daemon of dev"
+  local environment=$root/build/python/environment
+  check "environment" python3 -m venv "$environment"
+  # With build isolation, as on a user's machine.
+  check "pip install ./client/python" "$environment/bin/pip" install --quiet "./client/python[test]"
+  run_pytest "$environment/bin/python" client/python/tests
+}
+
 stage_install() {
   say "install: a program outside the tree builds against the installed library"
   check "installed client library" tests/integration/installed_client.sh
@@ -112,7 +136,7 @@ stage_install() {
 
 stages=("$@")
 if [[ ${#stages[@]} -eq 0 ]]; then
-  stages=(lint dev asan tsan tidy install)
+  stages=(lint dev asan tsan tidy install python)
 elif [[ "${stages[*]}" == quick ]]; then
   stages=(lint dev)
 fi
@@ -120,9 +144,9 @@ fi
 deploy/install_deps.sh --tests || { echo "0 passed, 1 failed"; exit 1; }
 for stage in "${stages[@]}"; do
   case "$stage" in
-    lint | dev | asan | tsan | tidy | install) "stage_$stage" ;;
+    lint | dev | asan | tsan | tidy | install | python) "stage_$stage" ;;
     *)
-      echo "tests/run.sh: unknown stage $stage; known: lint dev asan tsan tidy install quick" >&2
+      echo "tests/run.sh: unknown stage $stage; known: lint dev asan tsan tidy install python quick" >&2
       exit 2
       ;;
   esac

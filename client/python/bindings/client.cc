@@ -1,0 +1,271 @@
+// The client and its namespaces.
+#include "client/python/bindings/handles.h"
+
+namespace kavern::python {
+namespace {
+
+// Ends the client's threads, which never need the interpreter, without its lock.
+void Destroy(Client* client) {
+  if (PyGILState_Check() == 0) {
+    delete client;
+    return;
+  }
+  nb::gil_scoped_release unlocked;
+  delete client;
+}
+
+struct ClientHandle {
+  std::shared_ptr<Client> client;  // none once it was closed
+
+  // Another thread may close the handle meanwhile: the caller holds the client for its call.
+  std::shared_ptr<Client> get() const {
+    if (client == nullptr) Check(absl::FailedPreconditionError("the client was closed"));
+    return client;
+  }
+};
+
+std::shared_ptr<Client> MakeClient(const ClientOptions& options) {
+  absl::StatusOr<std::unique_ptr<Client>> client;
+  {
+    nb::gil_scoped_release unlocked;
+    client = Client::Create(options);
+  }
+  return {Take(std::move(client)).release(), Destroy};
+}
+
+void CheckBuffers(std::size_t keys, std::size_t buffers) {
+  if (keys == buffers) return;
+  throw nb::value_error(("buffers: got " + std::to_string(buffers) + " entries, expected " +
+                         std::to_string(keys) + ", one for every key")
+                            .c_str());
+}
+
+StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb::bytes>& parent,
+                       std::uint32_t shard, std::uint32_t group, Deadline deadline) {
+  StoreRequest request;
+  if (parent.has_value()) request.parent = KeysOf({*parent})[0];
+  request.keys = keys;
+  request.shard = shard;
+  request.group = group;
+  request.deadline = DeadlineOf(deadline);
+  return request;
+}
+
+StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+                  const std::optional<nb::bytes>& parent, std::uint32_t shard, std::uint32_t group,
+                  Deadline deadline) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const auto pieces = PiecesOf<ReadableArray>(buffers);
+  CheckBuffers(keys.size(), pieces.pieces_per_key.size());
+  const auto sources = BuffersOf(pieces.arrays);
+  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline);
+  absl::StatusOr<StoreResult> result;
+  {
+    nb::gil_scoped_release unlocked;
+    result = handle.ns->Store(request, sources);
+  }
+  return Take(std::move(result));
+}
+
+FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+                      std::uint32_t shard, std::uint32_t group, Deadline deadline) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const auto pieces = PiecesOf<WritableArray>(buffers);
+  CheckBuffers(keys.size(), pieces.pieces_per_key.size());
+  const auto targets = BuffersOf(pieces.arrays);
+  const FetchRequest request{block_keys, shard, group, DeadlineOf(deadline)};
+  absl::StatusOr<FetchResult> result;
+  {
+    nb::gil_scoped_release unlocked;
+    result = handle.ns->FetchInto(request, targets);
+  }
+  return Take(std::move(result));
+}
+
+std::unique_ptr<StoreLeaseHandle> BeginStore(NamespaceHandle& handle, const Keys& keys,
+                                             const std::optional<nb::bytes>& parent,
+                                             std::uint32_t shard, std::uint32_t group,
+                                             Deadline deadline) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline);
+  absl::StatusOr<StoreLease> lease;
+  {
+    nb::gil_scoped_release unlocked;
+    lease = handle.ns->BeginStore(request);
+  }
+  return std::make_unique<StoreLeaseHandle>(handle, Take(std::move(lease)), keys.size());
+}
+
+std::unique_ptr<FetchLeaseHandle> Fetch(NamespaceHandle& handle, const Keys& keys,
+                                        std::uint32_t shard, std::uint32_t group,
+                                        Deadline deadline) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const FetchRequest request{block_keys, shard, group, DeadlineOf(deadline)};
+  absl::StatusOr<FetchLease> lease;
+  {
+    nb::gil_scoped_release unlocked;
+    lease = handle.ns->Fetch(request);
+  }
+  return std::make_unique<FetchLeaseHandle>(handle, Take(std::move(lease)), keys.size());
+}
+
+std::size_t Match(NamespaceHandle& handle, const Keys& keys) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  nb::gil_scoped_release unlocked;
+  return handle.ns->Match(block_keys);
+}
+
+void BindResults(nb::module_& module) {
+  nb::class_<StoreResult>(module, "StoreResult")
+      .def_ro("outcomes", &StoreResult::outcomes, "One per key; declined ones are last.")
+      .def_ro("decline_reason", &StoreResult::decline_reason, "Empty: nothing was declined.")
+      .def_ro("stored_bytes", &StoreResult::stored_bytes);
+  nb::class_<FetchResult>(module, "FetchResult")
+      .def_prop_ro(
+          "errors",
+          [](const FetchResult& result) {
+            nb::list errors;
+            for (const absl::StatusCode code : result.codes) {
+              errors.append(code == absl::StatusCode::kOk ? nb::none()
+                                                          : ExceptionOf(absl::Status(code, "")));
+            }
+            return errors;
+          },
+          nb::sig("def errors(self) -> list[Exception | None]"),
+          "One per key: None where its arrays hold the bytes stored, else why they hold rubbish: "
+          "NotFoundError a miss, DataLossError a checksum that failed.")
+      .def_ro("fetched_blocks", &FetchResult::fetched_blocks)
+      .def_ro("fetched_bytes", &FetchResult::fetched_bytes)
+      .def_prop_ro("all_ok", &FetchResult::all_ok);
+  nb::class_<ConnectionInfo>(module, "ConnectionInfo")
+      .def_ro("attached", &ConnectionInfo::attached)
+      .def_ro("tenant", &ConnectionInfo::tenant)
+      .def_ro("incarnation", &ConnectionInfo::incarnation_hex,
+              "Of the daemon, in hex; changes when it restarts.")
+      .def_ro("attach_count", &ConnectionInfo::attach_count,
+              "Successful attaches so far: above 1 after a restart.")
+      .def_ro("mapped_bytes", &ConnectionInfo::mapped_bytes);
+}
+
+void BindNamespace(nb::module_& module) {
+  nb::class_<NamespaceHandle>(
+      module, "Namespace",
+      "An open namespace. Thread-safe. Usable over daemon restarts: calls raise UnavailableError "
+      "while the daemon is away. Every deadline is in seconds; None: the client's.")
+      .def_prop_ro("fingerprint",
+                   [](const NamespaceHandle& handle) {
+                     const auto& bytes = handle.ns->fingerprint().bytes;
+                     return nb::bytes(bytes.data(), bytes.size());
+                   })
+      .def_prop_ro("spec", [](const NamespaceHandle& handle) { return handle.ns->spec(); })
+      .def(
+          "chain",
+          [](const NamespaceHandle& handle) {
+            return BlockKeyChain(handle.ns->fingerprint(),
+                                 handle.ns->spec().layout.tokens_per_block);
+          },
+          "The keys of a new conversation in this namespace.")
+      .def("match", &Match, nb::arg("keys"),
+           "Length of the longest cached prefix of keys: read from shared memory, no RPC. A hint: "
+           "a fetch tells for certain. 0 while the daemon is away.")
+      .def("store", &Store, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
+           nb::arg("parent") = nb::none(), nb::arg("shard") = 0, nb::arg("group") = 0,
+           nb::arg("deadline") = nb::none(),
+           "Stores one part per key, copied and checksummed in one pass. buffers: for each key an "
+           "array, or a list of arrays which end to end are part_bytes long. parent: the key "
+           "before keys[0]; None at the start of a chain.")
+      .def("fetch_into", &FetchInto, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
+           nb::arg("shard") = 0, nb::arg("group") = 0, nb::arg("deadline") = nb::none(),
+           "Fetches one part per key into writable arrays (as in store), verified.")
+      .def("begin_store", &BeginStore, nb::arg("keys"), nb::kw_only(),
+           nb::arg("parent") = nb::none(), nb::arg("shard") = 0, nb::arg("group") = 0,
+           nb::arg("deadline") = nb::none(),
+           "Store in three steps: lease, fill, commit. FailedPreconditionError on TCP.")
+      .def("fetch", &Fetch, nb::arg("keys"), nb::kw_only(), nb::arg("shard") = 0,
+           nb::arg("group") = 0, nb::arg("deadline") = nb::none(),
+           "Fetch in three steps: lease, copy, release. FailedPreconditionError on TCP.");
+}
+
+}  // namespace
+
+void BindClient(nb::module_& module) {
+  BindResults(module);
+  BindNamespace(module);
+  nb::class_<ClientHandle>(
+      module, "Client",
+      "A connection to one daemon. Thread-safe. A forked child makes its own: its parent's raises "
+      "FailedPreconditionError there. A context manager, which closes it.")
+      .def(
+          "__init__",
+          [](ClientHandle* self, const std::string& address, const std::string& tenant,
+             const std::string& client_name, double deadline, int copy_threads,
+             bool verify_checksums, bool release_in_background) {
+            ClientOptions options;
+            options.address = address;
+            options.tenant = tenant;
+            options.client_name = client_name;
+            options.deadline = DeadlineOf(deadline);
+            options.copy_threads = copy_threads;
+            options.verify_checksums = verify_checksums;
+            options.release_in_background = release_in_background;
+            new (self) ClientHandle{MakeClient(options)};
+          },
+          nb::arg("address") = ClientOptions().address, nb::kw_only(), nb::arg("tenant") = "",
+          nb::arg("client_name") = "python", nb::arg("deadline") = 5.0, nb::arg("copy_threads") = 1,
+          nb::arg("verify_checksums") = true, nb::arg("release_in_background") = true,
+          "Never waits for the daemon. address: unix:///path (shared memory) or "
+          "tcp://127.0.0.1:port. deadline: seconds, of every call that brings none. copy_threads: "
+          "threads that copy one batch, the calling one included.")
+      .def(
+          "wait_until_attached",
+          [](ClientHandle& handle, double deadline) {
+            const std::shared_ptr<Client> client = handle.get();
+            const auto wait = DeadlineOf(deadline);
+            absl::Status status;
+            {
+              nb::gil_scoped_release unlocked;
+              status = client->WaitUntilAttached(wait);
+            }
+            Check(status);
+          },
+          nb::arg("deadline") = 5.0,
+          "DeadlineExceededError says what the last attempt to attach met.")
+      .def(
+          "open_namespace",
+          [](ClientHandle& handle, const NamespaceSpec& spec) {
+            const std::shared_ptr<Client> client = handle.get();
+            absl::StatusOr<std::shared_ptr<Namespace>> ns;
+            {
+              nb::gil_scoped_release unlocked;
+              ns = client->OpenNamespace(spec);
+            }
+            return NamespaceHandle{client, Take(std::move(ns))};
+          },
+          nb::arg("spec"), "UnavailableError when the client has never been attached.")
+      .def(
+          "ping",
+          [](ClientHandle& handle) {
+            const std::shared_ptr<Client> client = handle.get();
+            absl::Status status;
+            {
+              nb::gil_scoped_release unlocked;
+              status = client->Ping();
+            }
+            Check(status);
+          },
+          "One empty round trip.")
+      .def_prop_ro("connection",
+                   [](const ClientHandle& handle) { return handle.get()->connection(); })
+      .def(
+          "close", [](ClientHandle& handle) { handle.client.reset(); },
+          "Lets go of the daemon once its namespaces and leases are gone, too. Idempotent.")
+      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__exit__",
+          [](ClientHandle& handle, const nb::object&, const nb::object&, const nb::object&) {
+            handle.client.reset();
+          },
+          nb::arg("type").none(), nb::arg("value").none(), nb::arg("traceback").none());
+}
+
+}  // namespace kavern::python

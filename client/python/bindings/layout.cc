@@ -1,0 +1,177 @@
+// What is shared by whom: layouts, namespace specs, block keys.
+#include <nanobind/operators.h>
+
+#include "client/python/bindings/bindings.h"
+
+namespace kavern::python {
+namespace {
+
+std::string_view NameOf(KvDtype dtype) {
+  return DtypeName(dtype);
+}
+
+NamespaceFingerprint FingerprintOf(const nb::bytes& bytes) {
+  NamespaceFingerprint fingerprint;
+  if (bytes.size() != fingerprint.bytes.size()) {
+    throw nb::value_error("fingerprint: expected 16 bytes");
+  }
+  std::memcpy(fingerprint.bytes.data(), bytes.c_str(), fingerprint.bytes.size());
+  return fingerprint;
+}
+
+}  // namespace
+
+void BindLayout(nb::module_& module) {
+  nb::enum_<LayerGroupKind>(module, "LayerGroupKind", "What the layers of a group keep.")
+      .value("FULL_ATTENTION", LayerGroupKind::kFullAttention, "every token's K and V")
+      .value("SLIDING_WINDOW", LayerGroupKind::kSlidingWindow,
+             "K and V, of which only the last window_tokens matter")
+      .value("LATENT", LayerGroupKind::kLatent, "MLA: one latent vector and RoPE part per token")
+      .value("RECURRENT_STATE", LayerGroupKind::kRecurrentState,
+             "a constant-size state at the end of the block");
+
+  nb::class_<LayerGroup>(module, "LayerGroup",
+                         "Layers that keep the same kind and shape of KV; numbers of one shard.")
+      .def(
+          "__init__",
+          [](LayerGroup* self, std::uint32_t layer_count, LayerGroupKind kind,
+             std::uint32_t kv_heads, std::uint32_t head_dim, std::uint32_t window_tokens,
+             std::uint32_t latent_dim, std::uint64_t state_bytes) {
+            new (self) LayerGroup{kind,          layer_count, kv_heads,   head_dim,
+                                  window_tokens, latent_dim,  state_bytes};
+          },
+          nb::arg("layer_count"), nb::kw_only(), nb::arg("kind") = LayerGroupKind::kFullAttention,
+          nb::arg("kv_heads") = 0, nb::arg("head_dim") = 0, nb::arg("window_tokens") = 0,
+          nb::arg("latent_dim") = 0, nb::arg("state_bytes") = 0)
+      .def_ro("kind", &LayerGroup::kind)
+      .def_ro("layer_count", &LayerGroup::layer_count)
+      .def_ro("kv_heads", &LayerGroup::kv_heads)
+      .def_ro("head_dim", &LayerGroup::head_dim)
+      .def_ro("window_tokens", &LayerGroup::window_tokens)
+      .def_ro("latent_dim", &LayerGroup::latent_dim)
+      .def_ro("state_bytes", &LayerGroup::state_bytes)
+      .def(nb::self == nb::self);
+
+  nb::class_<KvLayout>(module, "KvLayout",
+                       "What one block's KV looks like. A part is what one shard stores of one "
+                       "layer group of one block.")
+      .def(
+          "__init__",
+          [](KvLayout* self, std::uint32_t tokens_per_block, std::vector<LayerGroup> groups,
+             const std::string& dtype, std::uint32_t shard_count) {
+            KvLayout layout;
+            layout.dtype = Take(ParseDtype(dtype));
+            layout.tokens_per_block = tokens_per_block;
+            layout.shard_count = shard_count;
+            layout.groups = std::move(groups);
+            Check(layout.Validate());
+            new (self) KvLayout(std::move(layout));
+          },
+          nb::arg("tokens_per_block"), nb::arg("groups"), nb::kw_only(),
+          nb::arg("dtype") = "bfloat16", nb::arg("shard_count") = 1,
+          "dtype: float32, float16, bfloat16, float8_e4m3, float8_e5m2 or int8. Raises "
+          "InvalidArgumentError, which names the field.")
+      .def_static(
+          "of_model",
+          [](const std::string& model, std::uint32_t tokens_per_block, double scale_layers) {
+            KvLayout layout = Take(FindModelPreset(model)).Layout(tokens_per_block, scale_layers);
+            Check(layout.Validate());
+            return layout;
+          },
+          nb::arg("model"), nb::arg("tokens_per_block"), nb::kw_only(),
+          nb::arg("scale_layers") = 1.0,
+          "The layout of a known model, such as llama-3-8b. Raises NotFoundError, which lists the "
+          "known ones.")
+      .def_prop_ro("dtype",
+                   [](const KvLayout& layout) { return std::string(NameOf(layout.dtype)); })
+      .def_ro("tokens_per_block", &KvLayout::tokens_per_block)
+      .def_ro("shard_count", &KvLayout::shard_count)
+      .def_ro("groups", &KvLayout::groups)
+      .def(
+          "part_bytes",
+          [](const KvLayout& layout, std::uint32_t group) {
+            if (group >= layout.groups.size()) throw nb::index_error("group");
+            return layout.PartBytes(group);
+          },
+          nb::arg("group") = 0, "Bytes of one part: what one key's buffers must hold.")
+      .def_prop_ro("block_bytes", &KvLayout::BlockBytes, "Bytes of a block, all of its parts.")
+      .def_prop_ro("bytes_per_token", &KvLayout::BytesPerToken)
+      .def(nb::self == nb::self);
+
+  nb::class_<NamespaceSpec>(module, "NamespaceSpec",
+                            "Everything that must be equal for two workers to share blocks. Names "
+                            "are opaque, at most 512 bytes of UTF-8.")
+      .def(
+          "__init__",
+          [](NamespaceSpec* self, std::string model, KvLayout layout, std::string weights_revision,
+             std::string adapter, std::string quantization, std::string rope,
+             std::string engine_layout, std::uint64_t epoch) {
+            NamespaceSpec spec;
+            spec.model = std::move(model);
+            spec.weights_revision = std::move(weights_revision);
+            spec.adapter = std::move(adapter);
+            spec.quantization = std::move(quantization);
+            spec.rope = std::move(rope);
+            spec.engine_layout = std::move(engine_layout);
+            spec.epoch = epoch;
+            spec.layout = std::move(layout);
+            Check(spec.Validate());
+            new (self) NamespaceSpec(std::move(spec));
+          },
+          nb::arg("model"), nb::arg("layout"), nb::kw_only(), nb::arg("weights_revision") = "",
+          nb::arg("adapter") = "", nb::arg("quantization") = "", nb::arg("rope") = "",
+          nb::arg("engine_layout") = "", nb::arg("epoch") = 0,
+          "Raises InvalidArgumentError, which names the field.")
+      .def_ro("model", &NamespaceSpec::model)
+      .def_ro("layout", &NamespaceSpec::layout)
+      .def_ro("weights_revision", &NamespaceSpec::weights_revision)
+      .def_ro("adapter", &NamespaceSpec::adapter)
+      .def_ro("quantization", &NamespaceSpec::quantization)
+      .def_ro("rope", &NamespaceSpec::rope)
+      .def_ro("engine_layout", &NamespaceSpec::engine_layout)
+      .def_ro("epoch", &NamespaceSpec::epoch)
+      .def(nb::self == nb::self);
+
+  nb::class_<BlockKeyChain>(module, "BlockKeyChain",
+                            "The keys of one growing conversation, each computed once. Not "
+                            "thread-safe.")
+      .def(
+          "__init__",
+          [](BlockKeyChain* self, const nb::bytes& fingerprint, std::uint32_t tokens_per_block) {
+            if (tokens_per_block == 0) throw nb::value_error("tokens_per_block: expected above 0");
+            new (self) BlockKeyChain(FingerprintOf(fingerprint), tokens_per_block);
+          },
+          nb::arg("fingerprint"), nb::arg("tokens_per_block"))
+      .def(
+          "append",
+          [](BlockKeyChain& chain, const std::vector<std::uint32_t>& tokens) {
+            chain.Append(tokens);
+          },
+          nb::arg("tokens"),
+          "Appends token ids. Every block that this completes gets its key; the rest waits.")
+      .def(
+          "set_extra_keys",
+          [](BlockKeyChain& chain, std::size_t block_index, const std::vector<nb::bytes>& extra) {
+            std::vector<std::string> keys;
+            keys.reserve(extra.size());
+            for (const nb::bytes& key : extra) keys.emplace_back(key.c_str(), key.size());
+            Check(chain.SetExtraKeys(block_index, std::move(keys)));
+          },
+          nb::arg("block_index"), nb::arg("extra_keys"),
+          "What else, beside tokens and prefix, changes the KV of one block: the content hash of "
+          "an image, a cache salt. The block must not be complete yet (InvalidArgumentError).")
+      .def(
+          "truncate",
+          [](BlockKeyChain& chain, std::uint64_t tokens) { Check(chain.Truncate(tokens)); },
+          nb::arg("token_count"),
+          "Forgets all tokens from there on: an edited history. InvalidArgumentError inside a "
+          "complete block: cut at a block boundary.")
+      .def_prop_ro(
+          "keys", [](const BlockKeyChain& chain) { return ListOf(chain.keys()); },
+          "The keys of the complete blocks, 16 bytes each, in order.")
+      .def("__len__", [](const BlockKeyChain& chain) { return chain.keys().size(); })
+      .def_prop_ro("token_count", &BlockKeyChain::token_count)
+      .def_prop_ro("tokens_per_block", &BlockKeyChain::tokens_per_block);
+}
+
+}  // namespace kavern::python

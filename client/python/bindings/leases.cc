@@ -1,0 +1,197 @@
+// Leases: the daemon's memory as arrays, without a copy, and never longer than the lease.
+#include "client/python/bindings/handles.h"
+
+namespace kavern::python {
+namespace {
+
+using ReadView = nb::ndarray<nb::array_api, const std::uint8_t, nb::ndim<1>, nb::device::cpu>;
+using WriteView = nb::ndarray<nb::array_api, std::uint8_t, nb::ndim<1>, nb::device::cpu>;
+
+void CheckIndex(std::size_t index, std::size_t size) {
+  if (index >= size) throw nb::index_error("key index out of range");
+}
+
+template <typename View, typename Bytes, typename Handle>
+View ViewOf(Bytes bytes, Handle& handle) {
+  const nb::object owner =
+      nb::cast(new ViewOwner(nb::find(handle), handle.views()), nb::rv_policy::take_ownership);
+  return View(bytes.data(), {bytes.size()}, owner);
+}
+
+ReadView ViewPart(FetchLeaseHandle& handle, std::size_t i) {
+  CheckIndex(i, handle.size());
+  absl::Status status;
+  const ConstBuffer bytes = handle.BeginView([&](FetchLease& lease) {
+    status = lease.status(i);
+    return lease.bytes(i);
+  });
+  Check(status);
+  if (bytes.empty()) Check(absl::FailedPreconditionError("the lease was released"));
+  return ViewOf<ReadView>(bytes, handle);
+}
+
+WriteView ViewGranted(StoreLeaseHandle& handle, std::size_t i) {
+  CheckIndex(i, handle.size());
+  const MutableBuffer bytes = handle.BeginView([&](StoreLease& lease) { return lease.bytes(i); });
+  if (bytes.empty()) {
+    Check(absl::FailedPreconditionError("this part was not granted, or the lease is over"));
+  }
+  return ViewOf<WriteView>(bytes, handle);
+}
+
+// `pieces`: one array, or a list of them.
+template <typename Array>
+Pieces<Array> PiecesOfOne(const nb::object& pieces) {
+  nb::list one;
+  one.append(pieces);
+  return PiecesOf<Array>(nb::borrow<nb::sequence>(one));
+}
+
+void Fill(StoreLeaseHandle& handle, std::size_t i, const nb::object& pieces) {
+  CheckIndex(i, handle.size());
+  const auto arrays = PiecesOfOne<ReadableArray>(pieces);
+  const auto buffers = BuffersOf(arrays.arrays);
+  Check(handle.With([&](StoreLease& lease) { return lease.Fill(i, buffers); }));
+}
+
+void CopyTo(FetchLeaseHandle& handle, std::size_t i, const nb::object& pieces) {
+  CheckIndex(i, handle.size());
+  const auto arrays = PiecesOfOne<WritableArray>(pieces);
+  const auto buffers = BuffersOf(arrays.arrays);
+  Check(handle.With([&](FetchLease& lease) { return lease.CopyTo(i, buffers); }));
+}
+
+// The end of a `with` block. After an exception of the body its traceback may hold views: the
+// lease then ends with the last of them.
+bool FailedBody(const nb::object& exception_type) {
+  return !exception_type.is_none();
+}
+
+}  // namespace
+
+void BindLeases(nb::module_& module) {
+  nb::class_<ViewOwner>(module, "_ViewOwner");
+
+  nb::enum_<StoreOutcome>(module, "StoreOutcome", "What became of one key of a store.")
+      .value("STORED", StoreOutcome::kStored, "stored; of a lease: granted, to be filled")
+      .value("EXISTS", StoreOutcome::kExists, "it was there before")
+      .value("DECLINED", StoreOutcome::kDeclined, "refused; all that follow it are, too");
+
+  nb::class_<FetchLeaseHandle>(
+      module, "FetchLease",
+      "A read lease: parts in the daemon's memory that stay put until it is released. A context "
+      "manager; dropping it releases it, too.")
+      .def("__len__", &FetchLeaseHandle::size)
+      .def(
+          "status",
+          [](FetchLeaseHandle& handle, std::size_t i) -> nb::object {
+            CheckIndex(i, handle.size());
+            const absl::Status status =
+                handle.With([&](FetchLease& lease) { return lease.status(i); });
+            return status.ok() ? nb::none() : ExceptionOf(status);
+          },
+          nb::arg("i"), nb::sig("def status(self, i: int) -> Exception | None"),
+          "None when the part of key i is readable, else the exception that says why not.")
+      .def("__getitem__", &ViewPart, nb::arg("i"),
+           "The part's bytes in shared memory as a read-only array of bytes, without a copy: "
+           "numpy.asarray, torch.from_dlpack and memoryview take it. Not verified: another "
+           "process of the same tenant could be writing there; copy_to verifies. While such an "
+           "array lives the lease cannot be released.")
+      .def(
+          "checksum",
+          [](FetchLeaseHandle& handle, std::size_t i) {
+            CheckIndex(i, handle.size());
+            return handle.With([&](FetchLease& lease) { return lease.checksum(i); });
+          },
+          nb::arg("i"), "What CRC32C of the bytes must be, seeded by key and part.")
+      .def("copy_to", &CopyTo, nb::arg("i"), nb::arg("pieces"),
+           "Copies the part of key i into one array or a list of them, end to end, and verifies "
+           "the bytes copied. DataLossError: they are not what was stored, and the arrays hold "
+           "rubbish.")
+      .def(
+          "release",
+          [](FetchLeaseHandle& handle) {
+            Check(handle.End([](FetchLease& lease) { return lease.Release(); }));
+          },
+          "Releases now. BufferError while arrays of the leased memory are alive; "
+          "FailedPreconditionError when it was released before.")
+      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__exit__",
+          [](FetchLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,
+             const nb::object& /*traceback*/) {
+            if (FailedBody(type) && handle.views()->load() > 0) return;
+            (void)handle.End([](FetchLease& lease) {
+              lease = FetchLease();
+              return absl::OkStatus();
+            });
+          },
+          nb::arg("type").none(), nb::arg("value").none(), nb::arg("traceback").none());
+
+  nb::class_<StoreLeaseHandle>(
+      module, "StoreLease",
+      "A write lease: memory of the daemon to fill. A context manager, which gives back what was "
+      "not committed; dropping it does, too.")
+      .def("__len__", &StoreLeaseHandle::size)
+      .def_prop_ro(
+          "outcomes",
+          [](StoreLeaseHandle& handle) {
+            return handle.With([](StoreLease& lease) {
+              const auto outcomes = lease.outcomes();
+              return std::vector<StoreOutcome>(outcomes.begin(), outcomes.end());
+            });
+          },
+          "One per key. STORED: granted, to be filled.")
+      .def_prop_ro("decline_reason",
+                   [](StoreLeaseHandle& handle) {
+                     return handle.With([](StoreLease& lease) { return lease.decline_reason(); });
+                   })
+      .def("__getitem__", &ViewGranted, nb::arg("i"),
+           "The part's memory as a writable array of bytes, without a copy. Who writes there "
+           "gives the checksum himself (set_checksum); fill does both. While such an array lives "
+           "the lease can be neither committed nor aborted.")
+      .def("fill", &Fill, nb::arg("i"), nb::arg("pieces"),
+           "Copies one array or a list of them, end to end, into the part of key i, and notes its "
+           "checksum. InvalidArgumentError when they are not part_bytes long.")
+      .def(
+          "set_checksum",
+          [](StoreLeaseHandle& handle, std::size_t i, std::uint32_t checksum) {
+            CheckIndex(i, handle.size());
+            Check(handle.With([&](StoreLease& lease) { return lease.SetChecksum(i, checksum); }));
+          },
+          nb::arg("i"), nb::arg("checksum"),
+          "For memory that the caller wrote itself: CRC32C, seeded by key and part.")
+      .def(
+          "commit",
+          [](StoreLeaseHandle& handle, Deadline deadline) {
+            const auto wait = DeadlineOf(deadline);
+            Check(handle.End([&](StoreLease& lease) { return lease.Commit(wait); }));
+          },
+          nb::arg("deadline") = nb::none(),
+          "Publishes the parts that were filled, up to the first that was not. UnavailableError: "
+          "the daemon is gone; all was stored, or nothing. BufferError while arrays of the leased "
+          "memory are alive.")
+      .def(
+          "abort",
+          [](StoreLeaseHandle& handle) {
+            Check(handle.End([](StoreLease& lease) {
+              lease.Abort();
+              return absl::OkStatus();
+            }));
+          },
+          "Gives back what was not committed.")
+      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__exit__",
+          [](StoreLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,
+             const nb::object& /*traceback*/) {
+            if (FailedBody(type) && handle.views()->load() > 0) return;
+            Check(handle.End([](StoreLease& lease) {
+              lease.Abort();
+              return absl::OkStatus();
+            }));
+          },
+          nb::arg("type").none(), nb::arg("value").none(), nb::arg("traceback").none());
+}
+
+}  // namespace kavern::python
