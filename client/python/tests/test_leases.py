@@ -51,6 +51,21 @@ def test_views_are_the_daemons_memory(ns):
         del view, again
 
 
+def test_dlpack_consumers_hold_the_lease_too(ns):
+    keys = keys_of(ns, 1, 2)
+    store(ns, keys[:1])
+    read, write = ns.fetch(keys[:1]), ns.begin_store(keys[1:], parent=keys[0])
+    source, target = np.from_dlpack(read[0]), np.from_dlpack(write[0])
+    assert source.tobytes() == payload(keys[0])
+    assert (source.flags.writeable, target.flags.writeable) == (False, True)
+    for end in (read.release, write.commit, write.abort):
+        with pytest.raises(BufferError):
+            end()
+    del source, target
+    read.release()
+    write.abort()
+
+
 def test_a_lease_with_views_cannot_be_released(ns):
     keys = keys_of(ns, 1, 1)
     store(ns, keys)
