@@ -16,4 +16,12 @@ for entry in json.loads((pathlib.Path(sys.argv[1]) / "compile_commands.json").re
 PY
 )
 [[ ${#files[@]} -gt 0 ]] || { echo "no files in $build/compile_commands.json"; exit 1; }
-printf '%s\n' "${files[@]}" | sort -u | xargs -P "$jobs" -n 1 clang-tidy-22 -p "$build" --quiet
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+printf '%s\n' "${files[@]}" | sort -u | xargs -P "$jobs" -n 1 clang-tidy-22 -p "$build" --quiet >"$log" 2>&1 || status=$?
+cat "$log"
+# All of it once more in short: who shows only the end of this sees every finding.
+[[ $status -eq 0 ]] || { printf '\nfindings:\n'; grep -E ' (error|warning): ' "$log" | sort -u; }
+exit "$status"
