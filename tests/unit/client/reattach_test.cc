@@ -58,7 +58,8 @@ TEST_F(ReattachTest, LeasesOfADeadDaemonAreSafe) {
   (void)read->Release();  // a number that the new incarnation may have given to `fresh`
   EXPECT_EQ(daemon_.leased_bytes(), 4 * kPartBytes);
   EXPECT_TRUE(fresh->Release().ok());
-  EXPECT_TRUE(Eventually([&] { return client->connection().mapped_bytes <= std::uint64_t{512} << 10; }));
+  EXPECT_TRUE(
+      Eventually([&] { return client->connection().mapped_bytes <= std::uint64_t{512} << 10; }));
 }
 
 TEST_F(ReattachTest, AClientMayComeBeforeItsDaemon) {
