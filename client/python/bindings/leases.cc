@@ -96,7 +96,8 @@ void BindLeases(nb::module_& module) {
            "The part's bytes in shared memory as a read-only array of bytes, without a copy: "
            "numpy.asarray, torch.from_dlpack and memoryview take it. Not verified: another "
            "process of the same tenant could be writing there; copy_to verifies. While such an "
-           "array lives the lease cannot be released.")
+           "array lives the lease cannot be released. A forked child must not touch it: the memory "
+           "is not mapped there.")
       .def(
           "checksum",
           [](FetchLeaseHandle& handle, std::size_t i) {
