@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/nearest_word.h"
 #include "base/units.h"
 
 namespace kavern {
@@ -33,10 +34,12 @@ class Mistakes {
       more_ = true;
       return;
     }
-    const std::string place =
-        mark.is_null() ? file_name_
-                       : absl::StrCat(file_name_, ":", mark.line + 1, ":", mark.column + 1);
-    lines_.push_back(absl::StrCat(place, ": ", path, path.empty() ? "" : ": ", what));
+    lines_.push_back(absl::StrCat(PlaceOf(mark), ": ", path, path.empty() ? "" : ": ", what));
+  }
+
+  std::string PlaceOf(const YAML::Mark& mark) const {
+    return mark.is_null() ? file_name_
+                          : absl::StrCat(file_name_, ":", mark.line + 1, ":", mark.column + 1);
   }
 
   bool full() const { return more_; }
@@ -172,7 +175,7 @@ struct Setter {
 // Reads a YAML tree by a table of entries.
 class Reader {
  public:
-  explicit Reader(Mistakes& mistakes) : mistakes_(mistakes) {}
+  Reader(Mistakes& mistakes, ConfigPlaces& places) : mistakes_(mistakes), places_(places) {}
 
   void ReadMap(const YAML::Node& node, const std::string& prefix,
                const std::vector<ConfigEntry>& entries) {
@@ -200,6 +203,7 @@ class Reader {
                  const std::vector<ConfigEntry>& entries) {
     for (const ConfigEntry& entry : entries) {
       if (entry.path == path) {
+        places_[path] = mistakes_.PlaceOf(value.Mark());
         ReadValue(value, entry, path);
         return;
       }
@@ -268,11 +272,13 @@ class Reader {
       const std::string item_path = absl::StrCat(path, "[", index++, "]");
       std::vector<ConfigEntry> entries = list.append();
       for (ConfigEntry& entry : entries) entry.path = absl::StrCat(item_path, ".", entry.path);
+      places_[item_path] = mistakes_.PlaceOf(item.Mark());
       ReadMap(item, item_path, entries);
     }
   }
 
   Mistakes& mistakes_;
+  ConfigPlaces& places_;
   // By full path: "ram.capacity" at the top and "capacity" below "ram" are one key.
   std::set<std::string> seen_;
 };
@@ -323,8 +329,10 @@ void RefuseHostileYaml(const std::string& text) {
 
 }  // namespace
 
-absl::Status ConfigTable::Parse(std::string_view yaml, std::string_view file_name) const {
+absl::Status ConfigTable::Parse(std::string_view yaml, std::string_view file_name,
+                                ConfigPlaces* places) const {
   Mistakes mistakes(file_name);
+  ConfigPlaces unasked;
   if (yaml.size() > kYamlBytesMax) {
     mistakes.Add(YAML::Mark::null_mark(), "",
                  absl::StrCat("expected at most ", FormatBytes(kYamlBytesMax)));
@@ -334,37 +342,12 @@ absl::Status ConfigTable::Parse(std::string_view yaml, std::string_view file_nam
     const std::string text(yaml);
     RefuseHostileYaml(text);
     const YAML::Node root = YAML::Load(text);
-    if (!root.IsNull()) Reader(mistakes).ReadMap(root, "", entries_);
+    if (!root.IsNull())
+      Reader(mistakes, places != nullptr ? *places : unasked).ReadMap(root, "", entries_);
   } catch (const YAML::Exception& error) {
     mistakes.Add(error.mark, "", absl::StrCat("not valid YAML: ", error.msg));
   }
   return mistakes.ToStatus();
-}
-
-std::string NearestWord(std::string_view word, const std::vector<std::string>& known) {
-  constexpr std::size_t kWordBytesMax = 128;
-  if (word.size() > kWordBytesMax) return "";
-  std::string nearest;
-  // More than a third of the letters wrong is another word, not a slip.
-  std::size_t best = std::max<std::size_t>(2, word.size() / 3) + 1;
-  for (const std::string& candidate : known) {
-    std::vector<std::size_t> row(candidate.size() + 1);
-    for (std::size_t j = 0; j <= candidate.size(); ++j) row[j] = j;
-    for (std::size_t i = 1; i <= word.size(); ++i) {
-      std::size_t diagonal = row[0];
-      row[0] = i;
-      for (std::size_t j = 1; j <= candidate.size(); ++j) {
-        const std::size_t substitute = diagonal + (word[i - 1] == candidate[j - 1] ? 0 : 1);
-        diagonal = row[j];
-        row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
-      }
-    }
-    if (row.back() < best) {
-      best = row.back();
-      nearest = candidate;
-    }
-  }
-  return nearest;
 }
 
 }  // namespace kavern

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -67,6 +68,9 @@ struct ConfigEntry {
   std::string doc;  // one or more sentences, printed as the comment above the key
 };
 
+// Where a file gives each key: "tenants[0].name" -> "kavern.yaml:12:9".
+using ConfigPlaces = std::map<std::string, std::string>;
+
 // The rows of one configuration. The variables' values at construction are the defaults.
 class ConfigTable {
  public:
@@ -76,7 +80,10 @@ class ConfigTable {
   // "kavern.yaml:12:3: ram.capcity: unknown key; did you mean ram.capacity?" or
   // "kavern.yaml:7:13: ram.capacity: got \"lots\", expected a size such as 64GiB, at least 64 MiB".
   // All mistakes are reported, one a line, not only the first. A key given twice is a mistake.
-  absl::Status Parse(std::string_view yaml, std::string_view file_name) const;
+  // The places of all keys that it read go to `places`, replacing earlier ones: for mistakes that
+  // no single entry can see.
+  absl::Status Parse(std::string_view yaml, std::string_view file_name,
+                     ConfigPlaces* places = nullptr) const;
 
   // Commented YAML with the present values; parses back to the same values.
   std::string Print() const;
@@ -86,10 +93,6 @@ class ConfigTable {
  private:
   std::vector<ConfigEntry> entries_;
 };
-
-// The member of `known` nearest to `word` by edit distance, or empty when none is near enough to be
-// a typo.
-std::string NearestWord(std::string_view word, const std::vector<std::string>& known);
 
 }  // namespace kavern
 

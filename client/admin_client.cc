@@ -44,6 +44,12 @@ class AdminClientImpl final : public AdminClient {
     return control_->Quiesce(Context(), v1::QuiesceRequest(), &response);
   }
 
+  absl::StatusOr<std::uint64_t> Demote() override {
+    v1::DemoteResponse response;
+    KAVERN_RETURN_IF_ERROR(control_->Demote(Context(), v1::DemoteRequest(), &response));
+    return response.blocks();
+  }
+
  private:
   CallContext Context() const {
     CallContext context;

@@ -28,6 +28,8 @@ class AdminClient {
   virtual absl::StatusOr<v1::PurgeNamespaceResponse> PurgeNamespace(
       const NamespaceFingerprint& fingerprint) = 0;
   virtual absl::Status Quiesce() = 0;
+  // How many blocks left RAM.
+  virtual absl::StatusOr<std::uint64_t> Demote() = 0;
 };
 
 }  // namespace kavern::client

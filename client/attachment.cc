@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/named_thread.h"
 #include "base/sealed_memfd.h"
 #include "base/status_macros.h"
 
@@ -97,7 +98,7 @@ Attachment::Attachment(Options options)
 absl::StatusOr<std::shared_ptr<Attachment>> Attachment::Connect(const Options& options) {
   std::shared_ptr<Attachment> attachment(new Attachment(options));
   KAVERN_RETURN_IF_ERROR(attachment->Handshake());
-  attachment->reader_ = std::thread([raw = attachment.get()] { raw->ReadLoop(); });
+  attachment->reader_ = NamedThread("kavern-attach", [raw = attachment.get()] { raw->ReadLoop(); });
   return attachment;
 }
 

@@ -62,6 +62,7 @@ struct Incoming {
   std::uint32_t expected = 0;  // checksum
   std::uint32_t actual = 0;
   std::uint64_t received = 0;
+  Tier tier = Tier::kNone;
 };
 
 }  // namespace
@@ -79,6 +80,7 @@ absl::StatusOr<StoreResult> NamespaceImpl::PutBytes(const StoreRequest& request,
   header.set_keys(client::PackKeys(request.keys));
   header.set_shard(request.shard);
   header.set_group(request.group);
+  header.set_durability(static_cast<v1::Durability>(request.durability));
   for (std::size_t i = 0; i < request.keys.size(); ++i) {
     std::uint32_t checksum = PartChecksumSeed(request.keys[i], part);
     for (const ConstBuffer piece : buffers.subspan(i * pieces, pieces)) {
@@ -105,6 +107,8 @@ absl::StatusOr<StoreResult> NamespaceImpl::PutBytes(const StoreRequest& request,
   }
   StoreResult result;
   result.decline_reason = response.decline_reason();
+  result.durable_blocks = response.durable();
+  result.not_durable_reason = response.not_durable_reason();
   for (const char outcome : response.outcomes()) {
     result.outcomes.push_back(static_cast<StoreOutcome>(outcome));
     if (result.outcomes.back() == StoreOutcome::kStored) {
@@ -129,6 +133,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::GetBytes(const FetchRequest& request,
 
   FetchResult result;
   result.codes.assign(request.keys.size(), absl::StatusCode::kNotFound);
+  result.tiers.assign(request.keys.size(), Tier::kNone);
   std::vector<Incoming> incoming(request.keys.size());
   const auto on_message = [&](const v1::GetBlocksResponse& response) {
     if (response.index() >= incoming.size()) return;
@@ -141,6 +146,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::GetBytes(const FetchRequest& request,
       block.expected = response.checksum();
       block.actual = PartChecksumSeed(request.keys[response.index()], part);
       block.received = 0;
+      block.tier = client::TierOf(response.tier());
     }
     const std::string& data = response.data();
     const auto target = buffers.subspan(response.index() * pieces, pieces);
@@ -158,6 +164,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::GetBytes(const FetchRequest& request,
     const bool intact =
         incoming[i].actual == incoming[i].expected || !core.options().verify_checksums;
     result.codes[i] = whole && intact ? absl::StatusCode::kOk : absl::StatusCode::kDataLoss;
+    if (whole && intact) result.tiers[i] = incoming[i].tier;
     result.fetched_blocks += whole && intact ? 1 : 0;
   }
   result.fetched_bytes = result.fetched_blocks * part_bytes;

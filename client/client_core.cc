@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/named_thread.h"
 #include "client/client_impl.h"
 #include "proto/kavern/v1/shm_layout.h"
 
@@ -41,7 +42,7 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> cont
       control_(std::move(control)),
       pid_(getpid()),
       copy_pool_(options_.copy_threads) {
-  releaser_ = std::thread([this] { ReleaseLoop(); });
+  releaser_ = NamedThread("kavern-release", [this] { ReleaseLoop(); });
 }
 
 ClientCore::~ClientCore() {
@@ -84,7 +85,19 @@ void ClientCore::ReleaseLater(PendingRelease release) {
   MutexLock lock(mu_);
   if (stop_) return;  // the session ends, and the lease with it
   releases_.push_back(std::move(release));
-  changed_.NotifyOne();
+  ++releases_begun_;
+  changed_.NotifyAll();
+}
+
+std::uint64_t ClientCore::OwedReleases() const {
+  MutexLock lock(mu_);
+  return releases_begun_ == releases_done_ ? 0 : releases_begun_;
+}
+
+void ClientCore::WaitForReleases(std::uint64_t ticket, SteadyTime until) const {
+  MutexLock lock(mu_);
+  while (!stop_ && releases_done_ < ticket && changed_.WaitUntil(mu_, until)) {
+  }
 }
 
 absl::Status ClientCore::ReleaseNow(const PendingRelease& release, SteadyTime until) {
@@ -116,10 +129,15 @@ void ClientCore::ReleaseLoop() {
         releases_.pop_front();
       }
     }
-    if (SendReleases(batch)) continue;
+    const bool sent = SendReleases(batch);
     // The daemon is slow, but the session lives, and with it the leases: try again in a while.
     const auto deadline = std::chrono::steady_clock::now() + kReleaseRetryInterval;
     MutexLock lock(mu_);
+    if (sent) {
+      releases_done_ += batch.size();
+      changed_.NotifyAll();
+      continue;
+    }
     if (stop_) return;
     releases_.insert(releases_.begin(), std::make_move_iterator(batch.begin()),
                      std::make_move_iterator(batch.end()));

@@ -68,6 +68,10 @@ class ClientCore {
   // Ends a read lease now. DeadlineExceeded: the daemon did not answer by `until`, and is told in
   // the background.
   absl::Status ReleaseNow(const PendingRelease& release, SteadyTime until);
+  // Leases that ended here and that the daemon has yet to hear of: a ticket to wait with, or 0.
+  std::uint64_t OwedReleases() const;
+  // Until the daemon has heard of all that were owed when the ticket was given, or `until`.
+  void WaitForReleases(std::uint64_t ticket, SteadyTime until) const;
   // No more background releases: what is queued is sent, the thread joined. Idempotent.
   void Stop();
 
@@ -83,10 +87,12 @@ class ClientCore {
   const pid_t pid_;
   CopyPool copy_pool_;
 
-  Mutex mu_;
-  CondVar changed_;
+  mutable Mutex mu_;
+  mutable CondVar changed_;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
   std::deque<PendingRelease> releases_ KAVERN_GUARDED_BY(mu_);
+  std::uint64_t releases_begun_ KAVERN_GUARDED_BY(mu_) = 0;
+  std::uint64_t releases_done_ KAVERN_GUARDED_BY(mu_) = 0;
   std::thread releaser_;
 };
 

@@ -40,10 +40,14 @@ class ControlPlane {
                                    v1::CommitStoreResponse* response) = 0;
   virtual absl::Status AbortStore(const CallContext& context, const v1::AbortStoreRequest& request,
                                   v1::AbortStoreResponse* response) = 0;
-  // `on_message` is called for every message of the stream, on the calling thread, before Fetch
-  // returns.
+  // `on_message` is called for every message of the stream as it comes, on the calling thread,
+  // before Fetch returns.
   virtual absl::Status Fetch(const CallContext& context, const v1::FetchRequest& request,
                              const std::function<void(const v1::FetchResponse&)>& on_message) = 0;
+  // The same; `on_message` returns false to cancel the call, which is then Cancelled.
+  virtual absl::Status Prefetch(
+      const CallContext& context, const v1::PrefetchRequest& request,
+      const std::function<bool(const v1::PrefetchResponse&)>& on_message) = 0;
   virtual absl::Status Release(const CallContext& context, const v1::ReleaseRequest& request,
                                v1::ReleaseResponse* response) = 0;
 
@@ -65,6 +69,8 @@ class ControlPlane {
                                       v1::PurgeNamespaceResponse* response) = 0;
   virtual absl::Status Quiesce(const CallContext& context, const v1::QuiesceRequest& request,
                                v1::QuiesceResponse* response) = 0;
+  virtual absl::Status Demote(const CallContext& context, const v1::DemoteRequest& request,
+                              v1::DemoteResponse* response) = 0;
 };
 
 }  // namespace kavern::client

@@ -1,9 +1,11 @@
 #include "client/copy_pool.h"
+#include "base/named_thread.h"
 
 namespace kavern::client {
 
 CopyPool::CopyPool(int threads) {
-  for (int i = 1; i < threads; ++i) threads_.emplace_back([this] { ThreadLoop(); });
+  for (int i = 1; i < threads; ++i)
+    threads_.push_back(NamedThread("kavern-copy", [this] { ThreadLoop(); }));
 }
 
 CopyPool::~CopyPool() {

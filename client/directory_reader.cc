@@ -116,6 +116,18 @@ std::size_t DirectoryReader::MatchPrefix(std::span<const BlockKey> keys) const {
   return keys.size();
 }
 
+std::vector<Tier> DirectoryReader::MatchTiers(std::span<const BlockKey> keys) const {
+  std::vector<Tier> tiers;
+  for (const BlockKey& key : keys) {
+    const std::uint8_t bits = Lookup(key);
+    if (bits == 0) break;
+    tiers.push_back((bits & shm::kTierBitHbm) != 0   ? Tier::kHbm
+                    : (bits & shm::kTierBitRam) != 0 ? Tier::kRam
+                                                     : Tier::kNvme);
+  }
+  return tiers;
+}
+
 bool DirectoryReader::retired() const {
   const auto* header = reinterpret_cast<const DirectoryHeader*>(mapping_.data());
   return __atomic_load_n(&header->retired, __ATOMIC_ACQUIRE) != 0;

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/block_key.h"
+#include "base/tier.h"
 #include "base/unique_fd.h"
 #include "proto/kavern/v1/shm_layout.h"
 
@@ -29,6 +31,9 @@ class DirectoryReader {
 
   // Length of the longest prefix of `keys` whose blocks are all present.
   std::size_t MatchPrefix(std::span<const BlockKey> keys) const;
+
+  // The fastest tier of each block of that prefix.
+  std::vector<Tier> MatchTiers(std::span<const BlockKey> keys) const;
 
   std::uint64_t generation() const { return generation_; }
   // A successor was announced: what this one says is old.

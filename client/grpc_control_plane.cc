@@ -49,6 +49,7 @@ class GrpcControlPlane final : public ControlPlane {
   KAVERN_CALL(admin_, ListNamespaces)
   KAVERN_CALL(admin_, PurgeNamespace)
   KAVERN_CALL(admin_, Quiesce)
+  KAVERN_CALL(admin_, Demote)
 #undef KAVERN_CALL
 
   absl::Status Ping(const CallContext& call) override {
@@ -65,6 +66,19 @@ class GrpcControlPlane final : public ControlPlane {
     const auto stream = kavern_->Fetch(&context, request);
     v1::FetchResponse response;
     while (stream->Read(&response)) on_message(response);
+    return FromGrpc(stream->Finish());
+  }
+
+  absl::Status Prefetch(
+      const CallContext& call, const v1::PrefetchRequest& request,
+      const std::function<bool(const v1::PrefetchResponse&)>& on_message) override {
+    grpc::ClientContext context;
+    Prepare(call, &context);
+    const auto stream = kavern_->Prefetch(&context, request);
+    v1::PrefetchResponse response;
+    while (stream->Read(&response)) {
+      if (!on_message(response)) context.TryCancel();
+    }
     return FromGrpc(stream->Finish());
   }
 

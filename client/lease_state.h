@@ -35,6 +35,8 @@ struct StoreLease::State {
   NamespaceFingerprint fingerprint;
   std::vector<StoreOutcome> outcomes;
   std::string decline_reason;
+  std::uint64_t durable_blocks = 0;
+  std::string not_durable_reason;
   std::vector<Part> parts;           // one per requested key
   std::vector<std::size_t> granted;  // indices of the granted ones, in order
 
@@ -51,6 +53,8 @@ struct FetchLease::State {
     MappedPart memory;
     std::uint32_t checksum = 0;
     absl::StatusCode code = absl::StatusCode::kNotFound;
+    Tier tier = Tier::kNone;  // that it came from
+    bool answered = false;
   };
 
   std::shared_ptr<client::ClientCore> core;
@@ -64,6 +68,10 @@ struct FetchLease::State {
   std::vector<Part> parts;  // one per requested key
   std::vector<std::size_t> damaged;
 
+  // What the daemon says of one part. Internal: what it must not say; or as
+  // Attachment::WaitForRegion.
+  absl::Status TakeFailed(const v1::FetchResponse::Failed& failed);
+  absl::Status TakeReady(const v1::FetchResponse::Ready& ready, SteadyTime deadline);
   // Copies part `i` out and compares checksums; notes a damaged one. Parts may be copied from
   // several threads at a time: `damage` is each thread's own place to note it.
   absl::Status CopyOut(std::size_t i, std::span<const MutableBuffer> pieces, bool* damage) const;

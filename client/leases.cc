@@ -84,6 +84,15 @@ const std::string& StoreLease::decline_reason() const {
   return state_ == nullptr ? *none : state_->decline_reason;
 }
 
+std::uint64_t StoreLease::durable_blocks() const {
+  return state_ == nullptr ? 0 : state_->durable_blocks;
+}
+
+const std::string& StoreLease::not_durable_reason() const {
+  static const std::string* const none = new std::string;
+  return state_ == nullptr ? *none : state_->not_durable_reason;
+}
+
 MutableBuffer StoreLease::bytes(std::size_t i) const {
   if (state_ == nullptr || state_->lease_id == 0 || i >= state_->parts.size()) return {};
   if (!state_->core->CheckProcess().ok()) return {};
@@ -125,6 +134,8 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
   }
   v1::CommitStoreResponse response;
   absl::Status status = core.control().CommitStore(context, request, &response);
+  state_->durable_blocks = response.durable();
+  state_->not_durable_reason = response.not_durable_reason();
   if (status.ok() && filled == state_->granted.size()) {
     state_->TakeLease();  // the daemon ended it with its last block
   } else {
@@ -202,8 +213,41 @@ ConstBuffer FetchLease::bytes(std::size_t i) const {
   return state_->parts[i].memory.bytes;
 }
 
+Tier FetchLease::tier(std::size_t i) const {
+  return i < size() ? state_->parts[i].tier : Tier::kNone;
+}
+
 std::uint32_t FetchLease::checksum(std::size_t i) const {
   return i < size() ? state_->parts[i].checksum : 0;
+}
+
+absl::Status FetchLease::State::TakeFailed(const v1::FetchResponse::Failed& failed) {
+  if (failed.index() >= parts.size()) {
+    return absl::InternalError("failed: the daemon sent an index out of range");
+  }
+  parts[failed.index()].code = static_cast<absl::StatusCode>(failed.code());
+  parts[failed.index()].answered = true;
+  return absl::OkStatus();
+}
+
+absl::Status FetchLease::State::TakeReady(const v1::FetchResponse::Ready& ready,
+                                          SteadyTime deadline) {
+  if (ready.index() >= parts.size()) {
+    return absl::InternalError("ready: the daemon sent an index out of range");
+  }
+  const v1::Extent& extent = ready.extent();
+  KAVERN_ASSIGN_OR_RETURN(const auto region,
+                          attachment->WaitForRegion(extent.region_id(), deadline));
+  Part& part = parts[ready.index()];
+  part.memory = {region, region->Extent(extent.offset(), extent.length())};
+  part.checksum = ready.checksum();
+  part.code = absl::StatusCode::kOk;
+  part.tier = client::TierOf(ready.tier());
+  part.answered = true;
+  if (part.memory.bytes.size() != part_bytes) {
+    return absl::InternalError("ready: the daemon sent an extent that is not a part's");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FetchLease::State::CopyOut(std::size_t i, std::span<const MutableBuffer> pieces,

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/copy_and_checksum.h"
 #include "base/status_macros.h"
-#include "client/lease_state.h"
 #include "client/wire_convert.h"
 
 namespace kavern {
@@ -108,15 +108,34 @@ std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys) const {
     const auto directory = (*attachment)->Directory(fingerprint_);
     return directory == nullptr ? 0 : directory->MatchPrefix(keys);
   }
+  const auto response = MatchByCall(keys);
+  return response.ok() ? std::min<std::size_t>(response->prefix_blocks(), keys.size()) : 0;
+}
+
+std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys) const {
+  const auto attachment = Ready();
+  if (!attachment.ok() || keys.empty()) return {};
+  if (*attachment != nullptr) {
+    const auto directory = (*attachment)->Directory(fingerprint_);
+    return directory == nullptr ? std::vector<Tier>() : directory->MatchTiers(keys);
+  }
+  const auto response = MatchByCall(keys);
+  if (!response.ok()) return {};
+  std::vector<Tier> tiers;
+  for (const int tier : response->tiers()) tiers.push_back(client::TierOf(tier));
+  return tiers;
+}
+
+absl::StatusOr<v1::MatchResponse> NamespaceImpl::MatchByCall(std::span<const BlockKey> keys) const {
   v1::MatchRequest request;
   request.set_fingerprint(client::PackFingerprint(fingerprint_));
   request.set_keys(
       client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
   v1::MatchResponse response;
   ClientCore& core = *client_.core();
-  const absl::Status status =
-      core.control().Match(core.Context(nullptr, std::chrono::milliseconds(0)), request, &response);
-  return status.ok() ? std::min<std::size_t>(response.prefix_blocks(), keys.size()) : 0;
+  KAVERN_RETURN_IF_ERROR(core.control().Match(core.Context(nullptr, std::chrono::milliseconds(0)),
+                                              request, &response));
+  return response;
 }
 
 absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request) {
@@ -132,6 +151,7 @@ absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request
   message.set_keys(client::PackKeys(request.keys));
   message.set_shard(request.shard);
   message.set_group(request.group);
+  message.set_durability(static_cast<v1::Durability>(request.durability));
   v1::BeginStoreResponse response;
   const CallContext context = core.Context(attachment.get(), request.deadline);
   KAVERN_RETURN_IF_ERROR(
@@ -173,7 +193,23 @@ absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request
   return lease;
 }
 
+namespace {
+
+// Unlike any other of this session: a name that another lease has would be refused.
+std::uint64_t NewLeaseId() {
+  thread_local std::mt19937_64 random(std::uint64_t{std::random_device{}()} << 32 |
+                                      std::random_device{}());
+  return std::uniform_int_distribution<std::uint64_t>(1)(random);
+}
+
+}  // namespace
+
 absl::StatusOr<FetchLease> NamespaceImpl::Fetch(const FetchRequest& request) {
+  return FetchEach(request, [](FetchLease::State&, std::span<const std::size_t>) {});
+}
+
+absl::StatusOr<FetchLease> NamespaceImpl::FetchEach(const FetchRequest& request,
+                                                    const OnReady& on_ready) {
   KAVERN_RETURN_IF_ERROR(CheckPart(request.shard, request.group));
   KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Ready());
   if (attachment == nullptr) {
@@ -200,33 +236,42 @@ absl::StatusOr<FetchLease> NamespaceImpl::Fetch(const FetchRequest& request) {
   for (std::size_t i = 0; i < request.keys.size(); ++i) held.parts[i].key = request.keys[i];
 
   const CallContext context = core.Context(attachment.get(), request.deadline);
+  const std::uint64_t lease_id = NewLeaseId();
+  message.set_lease_id(lease_id);
   absl::Status wrong;
+  std::vector<std::size_t> readable;
   const auto on_message = [&](const v1::FetchResponse& response) {
     if (response.lease_id() != 0) held.lease_id = response.lease_id();
     for (const auto& failed : response.failed()) {
-      if (failed.index() < held.parts.size()) {
-        held.parts[failed.index()].code = static_cast<absl::StatusCode>(failed.code());
-      }
+      if (wrong.ok()) wrong = held.TakeFailed(failed);
     }
+    readable.clear();
     for (const auto& ready : response.ready()) {
-      const auto region = attachment->WaitForRegion(ready.extent().region_id(), context.deadline);
-      if (!region.ok() || ready.index() >= held.parts.size()) {
-        wrong = region.ok() ? absl::InternalError("ready: the daemon sent an index out of range")
-                            : region.status();
-        return;
-      }
-      FetchLease::State::Part& part = held.parts[ready.index()];
-      part.memory = {*region, (*region)->Extent(ready.extent().offset(), ready.extent().length())};
-      part.checksum = ready.checksum();
-      part.code = absl::StatusCode::kOk;
-      if (part.memory.bytes.size() != held.part_bytes) {
-        wrong = absl::InternalError("ready: the daemon sent an extent that is not a part's");
-      }
+      if (wrong.ok()) wrong = held.TakeReady(ready, context.deadline);
+      readable.push_back(ready.index());
     }
+    if (wrong.ok() && !readable.empty()) on_ready(held, readable);
   };
-  KAVERN_RETURN_IF_ERROR(
-      client_.Judge(attachment, core.control().Fetch(context, message, on_message)));
+  const std::uint64_t owed = core.OwedReleases();
+  absl::Status ended = core.control().Fetch(context, message, on_message);
+  if (absl::IsResourceExhausted(ended) && owed != 0) {
+    // Not "no" yet: what is refused may be the room of leases that this client has given back, and
+    // that the daemon had not heard of.
+    core.WaitForReleases(owed, context.deadline);
+    ended = core.control().Fetch(context, message, on_message);
+  }
+  // Perhaps there is a lease that nobody could tell of.
+  if (absl::IsDeadlineExceeded(ended) || absl::IsCancelled(ended)) held.lease_id = lease_id;
+  // What has come until the deadline has come.
+  const bool some = std::any_of(held.parts.begin(), held.parts.end(),
+                                [](const FetchLease::State::Part& part) { return part.answered; });
+  if (!(some && absl::IsDeadlineExceeded(ended))) {
+    KAVERN_RETURN_IF_ERROR(client_.Judge(attachment, ended));
+  }
   KAVERN_RETURN_IF_ERROR(wrong);
+  for (FetchLease::State::Part& part : held.parts) {
+    if (!part.answered) part.code = absl::StatusCode::kDeadlineExceeded;
+  }
   return lease;
 }
 
@@ -252,6 +297,8 @@ absl::StatusOr<StoreResult> NamespaceImpl::Store(const StoreRequest& request,
     std::copy(result.outcomes.begin(), result.outcomes.end(),
               total.outcomes.begin() + static_cast<std::ptrdiff_t>(done));
     total.stored_bytes += result.stored_bytes;
+    total.durable_blocks += result.durable_blocks;
+    if (total.not_durable_reason.empty()) total.not_durable_reason = result.not_durable_reason;
     done += count;
     if (result.outcomes.back() == StoreOutcome::kDeclined) {
       total.decline_reason = result.decline_reason;
@@ -279,6 +326,8 @@ absl::StatusOr<StoreResult> NamespaceImpl::StoreBatch(const StoreRequest& reques
   });
   result.stored_bytes = held.granted.size() * held.part_bytes;
   KAVERN_RETURN_IF_ERROR(lease.Commit(client::Left(until)));
+  result.durable_blocks = lease.durable_blocks();
+  result.not_durable_reason = lease.not_durable_reason();
   return result;
 }
 
@@ -300,6 +349,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
                             UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
                                              : FetchBatch(batch, batch_buffers, pieces));
     total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
+    total.tiers.insert(total.tiers.end(), result.tiers.begin(), result.tiers.end());
     total.fetched_blocks += result.fetched_blocks;
     total.fetched_bytes += result.fetched_bytes;
     done += count;
@@ -311,27 +361,28 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& reques
                                                       std::span<const MutableBuffer> buffers,
                                                       std::size_t pieces) {
   const SteadyTime until = client_.core()->Until(request.deadline);
-  KAVERN_ASSIGN_OR_RETURN(FetchLease lease, Fetch(request));
-  FetchLease::State& held = *lease.state_;
-  std::vector<std::size_t> readable;
-  for (std::size_t i = 0; i < held.parts.size(); ++i) {
-    if (held.parts[i].code == absl::StatusCode::kOk) readable.push_back(i);
-  }
   // One byte each: neighbours are written by different threads.
-  std::vector<std::uint8_t> damaged(readable.size(), 0);
-  client_.core()->copy_pool().Run(readable.size(), [&](std::size_t n) {
-    bool damage = false;
-    held.CopyOut(readable[n], buffers.subspan(readable[n] * pieces, pieces), &damage).IgnoreError();
-    damaged[n] = damage ? 1 : 0;
-  });
+  std::vector<std::uint8_t> damaged(request.keys.size(), 0);
+  const auto copy = [&](FetchLease::State& state, std::span<const std::size_t> readable) {
+    client_.core()->copy_pool().Run(readable.size(), [&](std::size_t n) {
+      const std::size_t i = readable[n];
+      bool damage = false;
+      state.CopyOut(i, buffers.subspan(i * pieces, pieces), &damage).IgnoreError();
+      damaged[i] = damage ? 1 : 0;
+    });
+  };
+  KAVERN_ASSIGN_OR_RETURN(FetchLease lease, FetchEach(request, copy));
+  FetchLease::State& held = *lease.state_;
   FetchResult result;
-  for (std::size_t n = 0; n < readable.size(); ++n) {
-    if (damaged[n] == 0) continue;
-    held.damaged.push_back(readable[n]);
-    held.parts[readable[n]].code = absl::StatusCode::kDataLoss;
+  for (std::size_t i = 0; i < damaged.size(); ++i) {
+    if (damaged[i] == 0) continue;
+    held.damaged.push_back(i);
+    held.parts[i].code = absl::StatusCode::kDataLoss;
+    held.parts[i].tier = Tier::kNone;
   }
   for (const FetchLease::State::Part& part : held.parts) {
     result.codes.push_back(part.code);
+    result.tiers.push_back(part.tier);
     result.fetched_blocks += part.code == absl::StatusCode::kOk ? 1 : 0;
   }
   result.fetched_bytes = result.fetched_blocks * held.part_bytes;
@@ -344,6 +395,37 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchBatch(const FetchRequest& reques
     client_.core()->ReleaseNow(held.TakeRelease(), until).IgnoreError();
   }
   return result;
+}
+
+absl::StatusOr<PrefetchProgress> NamespaceImpl::Prefetch(const PrefetchRequest& request) {
+  if (request.keys.empty()) {
+    return absl::InvalidArgumentError("keys: got none, expected at least one");
+  }
+  KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Ready());
+  ClientCore& core = *client_.core();
+  const SteadyTime until = core.Until(request.deadline);
+  PrefetchProgress sum;  // of the batches before
+  sum.total = request.keys.size();
+  for (std::size_t done = 0; done < request.keys.size();) {
+    const std::size_t count =
+        std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
+    v1::PrefetchRequest message;
+    message.set_fingerprint(client::PackFingerprint(fingerprint_));
+    message.set_keys(client::PackKeys(request.keys.subspan(done, count)));
+    message.set_target(v1::TIER_RAM);
+    PrefetchProgress now = sum;
+    const auto on_message = [&](const v1::PrefetchResponse& response) {
+      now.ready = sum.ready + response.done();
+      now.failed = sum.failed + response.failed();
+      return !request.on_progress || request.on_progress(now);
+    };
+    KAVERN_RETURN_IF_ERROR(client_.Judge(
+        attachment, core.control().Prefetch(core.Context(attachment.get(), client::Left(until)),
+                                            message, on_message)));
+    sum = now;
+    done += count;
+  }
+  return sum;
 }
 
 }  // namespace kavern

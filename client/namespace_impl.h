@@ -3,6 +3,7 @@
 #define KAVERN_CLIENT_NAMESPACE_IMPL_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "base/mutex.h"
 #include "client/client_impl.h"
 #include "client/kavern/client.h"
+#include "client/lease_state.h"
 
 namespace kavern {
 
@@ -28,12 +30,14 @@ class NamespaceImpl final : public Namespace {
   const NamespaceFingerprint& fingerprint() const override { return fingerprint_; }
   const NamespaceSpec& spec() const override { return spec_; }
   std::size_t Match(std::span<const BlockKey> keys) const override;
+  std::vector<Tier> MatchTiers(std::span<const BlockKey> keys) const override;
   absl::StatusOr<StoreLease> BeginStore(const StoreRequest& request) override;
   absl::StatusOr<FetchLease> Fetch(const FetchRequest& request) override;
   absl::StatusOr<StoreResult> Store(const StoreRequest& request,
                                     std::span<const ConstBuffer> buffers) override;
   absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                         std::span<const MutableBuffer> buffers) override;
+  absl::StatusOr<PrefetchProgress> Prefetch(const PrefetchRequest& request) override;
 
  private:
   // The attachment to call with, once the namespace is open there.
@@ -44,6 +48,11 @@ class NamespaceImpl final : public Namespace {
   absl::StatusOr<std::size_t> PiecesPerKey(std::size_t keys, std::span<const Buffer> buffers,
                                            std::uint32_t group) const;
   bool UsesBytesPlane() const;
+  absl::StatusOr<v1::MatchResponse> MatchByCall(std::span<const BlockKey> keys) const;
+  // Parts that became readable, by index into the request's keys.
+  using OnReady = std::function<void(FetchLease::State&, std::span<const std::size_t>)>;
+  // Calls `on_ready` on this thread, as parts become readable.
+  absl::StatusOr<FetchLease> FetchEach(const FetchRequest& request, const OnReady& on_ready);
 
   // One request's worth: at most keys_per_request_max keys.
   absl::StatusOr<StoreResult> StoreBatch(const StoreRequest& request,

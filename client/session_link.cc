@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/named_thread.h"
 
 namespace kavern::client {
 namespace {
@@ -26,7 +27,7 @@ absl::Status AsCallStatus(const absl::Status& status) {
 
 SessionLink::SessionLink(Attachment::Options options, OnAttached on_attached)
     : options_(std::move(options)), on_attached_(std::move(on_attached)) {
-  thread_ = std::thread([this] { Run(); });
+  thread_ = NamedThread("kavern-session", [this] { Run(); });
 }
 
 SessionLink::~SessionLink() {
@@ -97,8 +98,9 @@ absl::Status SessionLink::WaitUntilAttached(std::chrono::milliseconds deadline) 
   MutexLock lock(mu_);
   while (current_ == nullptr) {
     if (!changed_.WaitUntil(mu_, until)) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("not attached in time: ", last_error_.message()));
+      const auto code = absl::IsUnavailable(last_error_) ? absl::StatusCode::kDeadlineExceeded
+                                                         : last_error_.code();
+      return {code, absl::StrCat("not attached in time: ", last_error_.message())};
     }
   }
   return absl::OkStatus();

@@ -27,6 +27,10 @@ std::string PackFingerprint(const NamespaceFingerprint& fingerprint) {
   return PackKey(fingerprint.RootKey());
 }
 
+Tier TierOf(int number) {
+  return number > 0 && number < kTierCount ? static_cast<Tier>(number) : Tier::kNone;
+}
+
 void FillSpec(const NamespaceSpec& spec, v1::NamespaceSpec* message) {
   message->set_model(spec.model);
   message->set_weights_revision(spec.weights_revision);

@@ -7,6 +7,7 @@
 
 #include "base/block_key.h"
 #include "base/namespace_spec.h"
+#include "base/tier.h"
 #include "kavern/v1/types.pb.h"
 
 namespace kavern::client {
@@ -15,6 +16,9 @@ namespace kavern::client {
 std::string PackKeys(std::span<const BlockKey> keys);
 std::string PackKey(const BlockKey& key);
 std::string PackFingerprint(const NamespaceFingerprint& fingerprint);
+
+// kNone for a number that means none.
+Tier TierOf(int number);
 
 void FillSpec(const NamespaceSpec& spec, v1::NamespaceSpec* message);
 

@@ -5,9 +5,9 @@ set(KAVERN_INCLUDE_DIR "${CMAKE_INSTALL_INCLUDEDIR}/kavern")
 set(KAVERN_PACKAGE_DIR "${CMAKE_INSTALL_LIBDIR}/cmake/Kavern")
 
 # Headers keep their spelling: #include "client/kavern/client.h".
-install(FILES "${CMAKE_SOURCE_DIR}/client/kavern/client.h"
+install(FILES "${CMAKE_SOURCE_DIR}/client/kavern/client.h" "${CMAKE_SOURCE_DIR}/client/kavern/paged_kv.h"
   DESTINATION "${KAVERN_INCLUDE_DIR}/client/kavern")
-foreach(header block_key copy_and_checksum kv_layout namespace_spec)
+foreach(header block_key copy_and_checksum kv_layout namespace_spec tier)
   install(FILES "${CMAKE_SOURCE_DIR}/base/${header}.h" DESTINATION "${KAVERN_INCLUDE_DIR}/base")
 endforeach()
 

@@ -19,6 +19,7 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 option(KAVERN_WERROR "Warnings are errors" OFF)
+option(KAVERN_FUZZ "Build the libFuzzer programs (clang)" OFF)
 option(KAVERN_COVERAGE "Count executed lines with gcov" OFF)
 set(KAVERN_SANITIZE "" CACHE STRING "Value for -fsanitize=: address,undefined or thread")
 
@@ -39,6 +40,10 @@ if(KAVERN_SANITIZE)
   target_compile_options(kavern_options INTERFACE
     -fsanitize=${KAVERN_SANITIZE} -fno-sanitize=vptr -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(kavern_options INTERFACE -fsanitize=${KAVERN_SANITIZE})
+endif()
+# Everywhere, not in the targets alone: the fuzzer is to see the branches of what they call.
+if(KAVERN_FUZZ)
+  target_compile_options(kavern_options INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 if(KAVERN_COVERAGE)
   target_compile_options(kavern_options INTERFACE --coverage)

@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
 # Installs what Kavern is built and tested with, from Debian's packages. Needs root or sudo; does nothing
-# when everything is there. `--tests` adds what only the tests and linters need.
+# when everything is there. `--tests` adds what only the tests and linters need,
+# `--python` what the Python package is built with.
 set -euo pipefail
 
 build_packages=(
   cmake ninja-build ccache g++ pkg-config git ca-certificates
   libgrpc++-dev libgrpc-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  libisal-dev libssl-dev libyaml-cpp-dev libspdlog-dev prometheus-cpp-dev libcpp-httplib-dev
-  libcli11-dev nlohmann-json3-dev liburing-dev
+  libisal-dev libssl-dev libyaml-cpp-dev libspdlog-dev prometheus-cpp-dev
+  libcli11-dev nlohmann-json3-dev liburing-dev librocksdb-dev
 )
+python_packages=(python3 python3-venv python3-dev)
 test_packages=(
-  clang clang-tidy-22 clang-format libclang-rt-14-dev python3 python3-venv python3-dev
-  libgtest-dev libgmock-dev libbenchmark-dev curl
+  clang clang-tidy-22 clang-format libclang-rt-14-dev "${python_packages[@]}"
+  libgtest-dev libgmock-dev libbenchmark-dev curl fio
 )
 
 packages=("${build_packages[@]}")
 if [[ "${1:-}" == "--tests" ]]; then
   packages+=("${test_packages[@]}")
+elif [[ "${1:-}" == "--python" ]]; then
+  packages+=("${python_packages[@]}")
 fi
 
 missing=()

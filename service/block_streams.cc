@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <optional>
 #include <span>
 #include <utility>
@@ -101,7 +102,17 @@ class PutStream final : public RequestHandlers::Put {
     }
     KAVERN_RETURN_IF_ERROR(Verify());
     if (!grant_.lease.empty()) {
-      KAVERN_RETURN_IF_ERROR(store_.CommitStore(grant_.lease, 0, sums_).status());
+      std::promise<tiers::TieredStore::Durable> told;
+      KAVERN_RETURN_IF_ERROR(store_
+                                 .CommitStore(grant_.lease, 0, sums_,
+                                              [&told](tiers::TieredStore::Durable durable) {
+                                                told.set_value(std::move(durable));
+                                              })
+                                 .status());
+      // For strict stores until they are durable, nvme.write_timeout at most.
+      const tiers::TieredStore::Durable durable = told.get_future().get();
+      response->set_durable(durable.blocks);
+      response->set_not_durable_reason(durable.reason);
     }
     response->set_outcomes(PackOutcomes(grant_.outcomes));
     response->set_decline_reason(grant_.decline_reason);
@@ -175,6 +186,7 @@ class GetStream final : public RequestHandlers::Get {
         return true;
       }
       response->set_checksum(*checksum);
+      response->set_tier(tier_);
     }
     const std::size_t size = std::min<std::uint64_t>(kPieceBytesMax, part_bytes_ - handed_out_);
     response->set_offset(handed_out_);
@@ -192,10 +204,13 @@ class GetStream final : public RequestHandlers::Get {
   // copy: a client that maps the extent cannot change them any more.
   absl::StatusOr<std::uint32_t> Load(const BlockKey& key) {
     {
-      KAVERN_ASSIGN_OR_RETURN(const tiers::FetchResult result,
-                              store_.Fetch(*target_.ns, {&key, 1}, target_.shard, target_.group));
-      if (result.lease.empty()) return absl::NotFoundError("miss");
-      const tiers::ReadLease::Part& part = result.lease.parts().front();
+      KAVERN_ASSIGN_OR_RETURN(
+          const tiers::FetchEvent fetched,
+          store_.FetchAll(*target_.ns,
+                          {.keys = {&key, 1}, .shard = target_.shard, .group = target_.group}));
+      if (fetched.lease.empty()) return absl::Status(fetched.failed.front().code, "not to be had");
+      const tiers::ReadLease::Part& part = fetched.lease.parts().front();
+      tier_ = part.from_disk ? v1::TIER_NVME : v1::TIER_RAM;
       const std::uint32_t sum =
           CopyAndChecksum({buffer_.get(), part_bytes_}, part.extent.bytes(), target_.seed(key));
       if (sum == part.checksum) return sum;
@@ -210,7 +225,8 @@ class GetStream final : public RequestHandlers::Get {
   const ByteBudget::Reservation reservation_;
   const std::unique_ptr<std::byte[]> buffer_;
   std::size_t index_ = 0;
-  std::uint64_t handed_out_ = 0;  // of the block in the buffer
+  v1::Tier tier_ = v1::TIER_UNSPECIFIED;  // that the block in the buffer came from
+  std::uint64_t handed_out_ = 0;          // of it
 };
 
 }  // namespace
@@ -218,7 +234,8 @@ class GetStream final : public RequestHandlers::Get {
 absl::StatusOr<std::unique_ptr<RequestHandlers::Put>> RequestHandlers::BeginPut(
     std::shared_ptr<Session> session, const v1::PutBlocksRequest::Header& header) {
   KAVERN_RETURN_IF_ERROR(CheckNotDraining());
-  KAVERN_RETURN_IF_ERROR(CheckDurability(header.durability()));
+  KAVERN_ASSIGN_OR_RETURN(const auto durability,
+                          ParseDurability(header.durability(), store_.has_disk()));
   KAVERN_ASSIGN_OR_RETURN(StreamTarget target,
                           ParseTarget(*session, header, limits_.keys_per_request_max));
   KAVERN_ASSIGN_OR_RETURN(const BlockKey parent,
@@ -230,11 +247,13 @@ absl::StatusOr<std::unique_ptr<RequestHandlers::Put>> RequestHandlers::BeginPut(
   // Slots, not payload: a small part pins a whole one until the stream ends.
   KAVERN_ASSIGN_OR_RETURN(ByteBudget::Reservation reservation,
                           Reserve(inflight_, target.slot_bytes() * target.keys.size()));
-  KAVERN_ASSIGN_OR_RETURN(
-      tiers::StoreGrant grant,
-      store_.BeginStore(
-          *target.ns,
-          {.parent = parent, .keys = target.keys, .shard = target.shard, .group = target.group}));
+  KAVERN_ASSIGN_OR_RETURN(tiers::StoreGrant grant,
+                          store_.BeginStore(*target.ns, {.parent = parent,
+                                                         .keys = target.keys,
+                                                         .shard = target.shard,
+                                                         .group = target.group,
+                                                         .grant_bytes_max = UINT64_MAX,
+                                                         .durability = durability}));
   return std::make_unique<PutStream>(
       store_, std::move(session), std::move(target),
       std::vector<std::uint32_t>(header.checksums().begin(), header.checksums().end()),

@@ -102,6 +102,91 @@ std::vector<ConfigEntry> RamEntries(DaemonConfig::Ram& ram) {
   };
 }
 
+absl::Status CheckAbsolutePath(const std::string& path) {
+  if (path.empty() || path.front() != '/' || path.find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError("an absolute path");
+  }
+  return absl::OkStatus();
+}
+
+std::vector<ConfigEntry> DeviceEntries(DaemonConfig::NvmeDevice& device) {
+  return {
+      {"path", ConfigEntry::Text{&device.path, CheckAbsolutePath},
+       "A file on ext4 or xfs, made where there is none, or a raw block device."},
+      {"capacity", ConfigEntry::Bytes{&device.capacity_bytes, 2 * kMiB, 64 * kTiB},
+       "What the tier takes of it, everything included; reserved at start."},
+  };
+}
+
+std::vector<ConfigEntry> NvmeEntries(DaemonConfig::Nvme& nvme) {
+  return {
+      {"nvme.devices",
+       ConfigEntry::List{[&nvme] { nvme.devices.clear(); },
+                         [&nvme] { return DeviceEntries(nvme.devices.emplace_back()); },
+                         [&nvme] { return nvme.devices.size(); },
+                         [&nvme](std::size_t i) { return DeviceEntries(nvme.devices[i]); }},
+       "Disks of the NVMe tier; blocks are spread over them. None: there is no such tier. Their "
+       "order, number and capacity belong to what is stored: to change them, remove the files."},
+      {"nvme.catalog", ConfigEntry::Text{&nvme.catalog, CheckAbsolutePath},
+       "Directory of the catalog (RocksDB). Damaged or missing, it is made anew from the disks."},
+      {"nvme.segment", ConfigEntry::Bytes{&nvme.segment_bytes, 64 * kKiB, 16 * kGiB},
+       "Unit in which a disk is given to blocks of one size; a multiple of 4 KiB. A block's part "
+       "that does not fit into one stays in RAM only."},
+      {"nvme.queue_depth", ConfigEntry::Count{&nvme.queue_depth, 1, 1024},
+       "Reads and writes that a disk has at a time; reads come first."},
+      {"nvme.io", ConfigEntry::Choice{&nvme.io, {"auto", "threads"}},
+       "auto: io_uring, or threads where the kernel refuses it. threads: always threads."},
+      {"nvme.discard", ConfigEntry::Flag{&nvme.discard},
+       "Tell a raw device (TRIM) when a segment of it is put to another use. Of a file the space "
+       "stays reserved, so its disk is told nothing."},
+      {"nvme.durability", ConfigEntry::Choice{&nvme.durability, {"none", "batch", "strict"}},
+       "What a block on disk survives where its store does not say. none: the daemon's death, but "
+       "not a power cut. batch: it is flushed every nvme.batch_interval, before it counts as "
+       "stored "
+       "there. strict: whoever stores waits for that."},
+      {"nvme.batch_interval",
+       ConfigEntry::Duration{&nvme.batch_interval, milliseconds(1), milliseconds(60000)},
+       "How long blocks wait for others to share a flush."},
+      {"nvme.write_back", ConfigEntry::Choice{&nvme.write_back, {"eager", "idle", "on_eviction"}},
+       "When blocks are written. eager: at once. idle: once nobody has used them for "
+       "nvme.write_back_idle. on_eviction: only as much as keeps nvme.clean_percent of RAM "
+       "evictable without a loss. Strict stores do not wait."},
+      {"nvme.write_back_idle",
+       ConfigEntry::Duration{&nvme.write_back_idle, milliseconds(1), milliseconds(86400000)},
+       "For nvme.write_back: idle."},
+      {"nvme.clean_percent", ConfigEntry::Count{&nvme.clean_percent, 0, 100},
+       "Percent of RAM that holds nothing or what is on disk too, in the modes idle and "
+       "on_eviction."},
+      {"nvme.write_budget", ConfigEntry::Bytes{&nvme.write_budget_bytes_per_day, 0, 1024 * kTiB},
+       "Bytes that may be written a day, all disks together: their endurance. Blocks wait for it "
+       "in "
+       "RAM, and are lost if RAM evicts them meanwhile. 0: no limit. It outlives the daemon."},
+      {"nvme.write_burst", ConfigEntry::Bytes{&nvme.write_burst_bytes, kMiB, 1024 * kTiB},
+       "How much of the budget can be saved up while little is written. A larger block is never "
+       "written."},
+      {"nvme.write_timeout",
+       ConfigEntry::Duration{&nvme.write_timeout, milliseconds(10), milliseconds(600000)},
+       "How long a strict store waits for the disks; it is answered as not durable then."},
+      {"nvme.scrub_rate", ConfigEntry::Bytes{&nvme.scrub_bytes_per_second, 0, kTiB},
+       "Bytes a second that are read in the background to find damage before it is asked for. "
+       "0: none."},
+      {"nvme.write_back_bytes_max", ConfigEntry::Bytes{&nvme.write_back_bytes_max, kMiB, kTiB},
+       "RAM that is being written to disk at a time, and cannot be evicted meanwhile."},
+      {"nvme.read_timeout",
+       ConfigEntry::Duration{&nvme.read_timeout, milliseconds(10), milliseconds(600000)},
+       "How long a fetch waits for the disks, unless its own deadline is earlier; what was not "
+       "read "
+       "by then is answered DEADLINE_EXCEEDED."},
+      {"nvme.promotion_bytes_max", ConfigEntry::Bytes{&nvme.promotion_bytes_max, kMiB, kTiB},
+       "RAM that is being filled from disk at a time, all fetches and prefetches together; what is "
+       "beyond it waits, fetches first."},
+      {"nvme.read_ahead_blocks", ConfigEntry::Count{&nvme.read_ahead_blocks, 0, 65536},
+       "After a fetch from disk: how many of the blocks that continue its chain are read, too, "
+       "into "
+       "RAM that is free. 0: none."},
+  };
+}
+
 std::vector<ConfigEntry> LimitEntries(DaemonConfig::Limits& limits) {
   using Count = ConfigEntry::Count;
   return {
@@ -114,7 +199,13 @@ std::vector<ConfigEntry> LimitEntries(DaemonConfig::Limits& limits) {
       {"limits.keys_per_request_max", Count{&limits.keys_per_request_max, 1, 65536},
        "Block keys in one request."},
       {"limits.message_bytes_max", ConfigEntry::Bytes{&limits.message_bytes_max, 2 * kMiB, kGiB},
-       "Largest gRPC message that is read; a larger one is refused before it is in memory."},
+       "Largest gRPC message that is accepted. A larger one is refused once it has come, or cut "
+       "off by "
+       "limits.receive_bytes_max."},
+      {"limits.receive_bytes_max", ConfigEntry::Bytes{&limits.receive_bytes_max, 16 * kMiB, kTiB},
+       "What gRPC buffers of messages, half received ones too, of all callers; past it calls are "
+       "cut "
+       "off."},
       {"limits.leases_per_session_max", Count{&limits.leases_per_session_max, 1, 1000000},
        "Leases that one session may hold."},
       {"limits.lease_bytes_per_session_max",
@@ -141,45 +232,69 @@ std::vector<ConfigEntry> LimitEntries(DaemonConfig::Limits& limits) {
   };
 }
 
-// A mistake that no single entry can see. The file's name stands for the place.
-std::string Whole(std::string_view file_name, std::string_view text) {
-  return absl::StrCat(std::string(file_name), ": ", std::string(text));
+// A mistake that no single entry can see, "key: what is wrong". It stands where the key does, else
+// where the list's item does that lacks it, else at the name of the file.
+std::string Whole(const ConfigPlaces& places, std::string_view text) {
+  std::string path(text.substr(0, text.find_first_of(": ")));
+  auto place = places.find(path);
+  while (place == places.end()) {
+    path.resize(path.find('.') == std::string::npos ? 0 : path.rfind('.'));
+    place = places.find(path);
+  }
+  return absl::StrCat(place->second, ": ", std::string(text));
 }
 
-std::vector<std::string> CheckWhole(const DaemonConfig& config, std::string_view file_name) {
+std::vector<std::string> CheckWhole(const DaemonConfig& config, const ConfigPlaces& places) {
   std::vector<std::string> mistakes;
   const DaemonConfig::Ram& ram = config.ram;
   if (ram.region_bytes % 4096 != 0) {
-    mistakes.push_back(Whole(file_name, absl::StrCat("ram.region: got ", ram.region_bytes,
-                                                     " bytes, expected a multiple of 4 KiB")));
+    mistakes.push_back(Whole(places, absl::StrCat("ram.region: got ", ram.region_bytes,
+                                                  " bytes, expected a multiple of 4 KiB")));
   } else if (ram.capacity_bytes < ram.region_bytes || ram.capacity_bytes % ram.region_bytes != 0) {
     mistakes.push_back(Whole(
-        file_name,
+        places,
         absl::StrCat("ram.capacity: got ", FormatBytes(ram.capacity_bytes),
                      ", expected a multiple of ram.region, ", FormatBytes(ram.region_bytes))));
   }
   if (ram.huge_pages == "hugetlb" && ram.region_bytes % (2 * kMiB) != 0) {
     mistakes.push_back(
-        Whole(file_name, "ram.region: expected a multiple of 2 MiB with ram.huge_pages: hugetlb"));
+        Whole(places, "ram.region: expected a multiple of 2 MiB with ram.huge_pages: hugetlb"));
+  }
+  const DaemonConfig::Nvme& nvme = config.nvme;
+  if (nvme.segment_bytes % 4096 != 0) {
+    mistakes.push_back(Whole(places, absl::StrCat("nvme.segment: got ", nvme.segment_bytes,
+                                                  " bytes, expected a multiple of 4 KiB")));
+  }
+  for (std::size_t i = 0; i < nvme.devices.size(); ++i) {
+    const std::string where = absl::StrCat("nvme.devices[", i, "]");
+    if (nvme.devices[i].path.empty()) {
+      mistakes.push_back(Whole(places, where + ".path: expected an absolute path"));
+    }
+    if (nvme.devices[i].capacity_bytes < kMiB + nvme.segment_bytes) {
+      mistakes.push_back(Whole(places, absl::StrCat(where, ".capacity: got ",
+                                                    FormatBytes(nvme.devices[i].capacity_bytes),
+                                                    ", expected at least 1 MiB and nvme.segment, ",
+                                                    FormatBytes(kMiB + nvme.segment_bytes))));
+    }
   }
   const DaemonConfig::Listen& listen = config.listen;
   if (!listen.tcp_address.empty()) {
     if (!listen.tcp_insecure) {
-      mistakes.push_back(Whole(file_name,
+      mistakes.push_back(Whole(places,
                                "listen.tcp.insecure: expected true, because this version has no "
                                "TLS and listen.tcp.address is set"));
     }
     if (listen.tcp_tenant.empty()) {
-      mistakes.push_back(Whole(file_name,
+      mistakes.push_back(Whole(places,
                                "listen.tcp.tenant: expected a tenant's name, because "
                                "listen.tcp.address is set"));
     } else if (absl::Status status = CheckTenantName(listen.tcp_tenant); !status.ok()) {
       mistakes.push_back(
-          Whole(file_name, absl::StrCat("listen.tcp.tenant: ", std::string(status.message()))));
+          Whole(places, absl::StrCat("listen.tcp.tenant: ", std::string(status.message()))));
     }
   }
   if (auto tenants = TenantMap::Create(config.tenants, config.operator_uids, 0); !tenants.ok()) {
-    mistakes.push_back(Whole(file_name, std::string(tenants.status().message())));
+    mistakes.push_back(Whole(places, std::string(tenants.status().message())));
   }
   return mistakes;
 }
@@ -215,6 +330,7 @@ ConfigTable MakeConfigTable(DaemonConfig& config) {
   entries.push_back({"log.format", ConfigEntry::Choice{&config.log.format, {"text", "json"}},
                      "One line of text or one JSON object per message."});
   for (ConfigEntry& entry : RamEntries(config.ram)) entries.push_back(std::move(entry));
+  for (ConfigEntry& entry : NvmeEntries(config.nvme)) entries.push_back(std::move(entry));
   entries.push_back(
       {"eviction.policy",
        ConfigEntry::Choice{&config.eviction.policy, tiers::KnownEvictionPolicies()},
@@ -242,12 +358,13 @@ absl::StatusOr<DaemonConfig> ParseDaemonConfig(std::string_view yaml, std::strin
                                                const ConfigOverrides& overrides) {
   DaemonConfig config;
   const ConfigTable table = MakeConfigTable(config);
-  KAVERN_RETURN_IF_ERROR(table.Parse(yaml, file_name));
+  ConfigPlaces places = {{"", std::string(file_name)}};
+  KAVERN_RETURN_IF_ERROR(table.Parse(yaml, file_name, &places));
   for (const std::string& override : overrides) {
     KAVERN_ASSIGN_OR_RETURN(const std::string override_yaml, OverrideYaml(override));
-    KAVERN_RETURN_IF_ERROR(table.Parse(override_yaml, "--set " + override));
+    KAVERN_RETURN_IF_ERROR(table.Parse(override_yaml, "--set " + override, &places));
   }
-  const std::vector<std::string> mistakes = CheckWhole(config, file_name);
+  const std::vector<std::string> mistakes = CheckWhole(config, places);
   if (!mistakes.empty()) return absl::InvalidArgumentError(absl::StrJoin(mistakes, "\n"));
   if (config.limits.lease_bytes_per_session_max == 0) {
     config.limits.lease_bytes_per_session_max = config.ram.capacity_bytes / 2;

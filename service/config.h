@@ -45,6 +45,32 @@ struct DaemonConfig {
     bool prepopulate = true;
   } ram;
 
+  struct NvmeDevice {
+    std::string path;
+    std::uint64_t capacity_bytes = 0;
+  };
+  struct Nvme {
+    std::vector<NvmeDevice> devices;  // none: there is no NVMe tier
+    std::string catalog = "/var/lib/kavern/catalog";
+    std::uint64_t segment_bytes = 64 * kMiB;
+    std::uint64_t queue_depth = 32;
+    std::string io = "auto";
+    bool discard = false;
+    std::string durability = "batch";
+    std::chrono::milliseconds batch_interval{100};
+    std::string write_back = "eager";
+    std::chrono::milliseconds write_back_idle{10000};
+    std::uint64_t clean_percent = 25;
+    std::uint64_t write_budget_bytes_per_day = 0;  // 0: no limit
+    std::uint64_t write_burst_bytes = 64 * kGiB;
+    std::chrono::milliseconds write_timeout{10000};
+    std::uint64_t scrub_bytes_per_second = 8 * kMiB;  // 0: off
+    std::uint64_t write_back_bytes_max = 256 * kMiB;
+    std::chrono::milliseconds read_timeout{5000};
+    std::uint64_t promotion_bytes_max = 256 * kMiB;
+    std::uint64_t read_ahead_blocks = 0;
+  } nvme;
+
   struct Eviction {
     std::string policy = "lru";
   } eviction;
@@ -58,6 +84,7 @@ struct DaemonConfig {
     std::uint64_t namespaces_per_session_max = 16384;
     std::uint64_t keys_per_request_max = 4096;
     std::uint64_t message_bytes_max = 4 * kMiB;
+    std::uint64_t receive_bytes_max = 128 * kMiB;
     std::uint64_t leases_per_session_max = 4096;
     std::uint64_t lease_bytes_per_session_max = 0;  // 0: half of ram.capacity
     std::uint64_t inflight_bytes_max = 256 * kMiB;

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/mutex.h"
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "base/units.h"
 #include "proto/kavern/v1/shm_layout.h"
@@ -41,6 +42,16 @@ tiers::HugePages HugePagesOf(const std::string& name) {
   return name == "hugetlb" ? tiers::HugePages::kHugetlb : tiers::HugePages::kAuto;
 }
 
+tiers::DiskDurability DurabilityOf(const std::string& name) {
+  if (name == "none") return tiers::DiskDurability::kNone;
+  return name == "strict" ? tiers::DiskDurability::kStrict : tiers::DiskDurability::kBatch;
+}
+
+tiers::WriteBackMode WriteBackModeOf(const std::string& name) {
+  if (name == "idle") return tiers::WriteBackMode::kIdle;
+  return name == "on_eviction" ? tiers::WriteBackMode::kOnEviction : tiers::WriteBackMode::kEager;
+}
+
 tiers::TieredStoreOptions StoreOptions(const DaemonConfig& config) {
   tiers::TieredStoreOptions options;
   options.ram.capacity_bytes = config.ram.capacity_bytes;
@@ -52,6 +63,30 @@ tiers::TieredStoreOptions StoreOptions(const DaemonConfig& config) {
   options.namespaces_max = config.limits.namespaces_max;
   options.incomplete_blocks_max = config.limits.incomplete_blocks_max;
   options.incomplete_age_max = config.limits.incomplete_age_max;
+  if (config.nvme.devices.empty()) return options;
+  tiers::TieredStoreOptions::Disk disk;
+  for (const DaemonConfig::NvmeDevice& device : config.nvme.devices) {
+    disk.store.devices.push_back({device.path, device.capacity_bytes});
+  }
+  disk.store.catalog_path = config.nvme.catalog;
+  disk.store.segment_bytes = config.nvme.segment_bytes;
+  disk.store.queue_depth = static_cast<int>(config.nvme.queue_depth);
+  disk.store.io_uring = config.nvme.io == "auto";
+  disk.store.discard = config.nvme.discard;
+  disk.durability = DurabilityOf(config.nvme.durability);
+  disk.write_back = WriteBackModeOf(config.nvme.write_back);
+  disk.write_back_idle = config.nvme.write_back_idle;
+  disk.clean_percent = static_cast<std::uint32_t>(config.nvme.clean_percent);
+  disk.write_budget = {.bytes_per_day = config.nvme.write_budget_bytes_per_day,
+                       .burst_bytes = config.nvme.write_burst_bytes};
+  disk.write_timeout = config.nvme.write_timeout;
+  disk.scrub_bytes_per_second = config.nvme.scrub_bytes_per_second;
+  disk.store.batch_interval = config.nvme.batch_interval;
+  disk.write_back_bytes_max = config.nvme.write_back_bytes_max;
+  disk.read_timeout = config.nvme.read_timeout;
+  disk.promotion_bytes_max = config.nvme.promotion_bytes_max;
+  disk.read_ahead_blocks = config.nvme.read_ahead_blocks;
+  options.disk = std::move(disk);
   return options;
 }
 
@@ -141,7 +176,7 @@ class DaemonImpl final : public Daemon {
     KAVERN_RETURN_IF_ERROR(StartGrpc());
     attach_->Start();
     KAVERN_RETURN_IF_ERROR(StartHttp());
-    housekeeper_ = std::thread([this] { HousekeepingLoop(); });
+    housekeeper_ = NamedThread("housekeeping", [this] { HousekeepingLoop(); });
     LogStart(memory);
     return absl::OkStatus();
   }
@@ -156,6 +191,21 @@ class DaemonImpl final : public Daemon {
 
   bool WaitUntilDrained(std::chrono::milliseconds timeout) override {
     const auto deadline = std::chrono::steady_clock::now() + timeout;
+    const bool drained = WaitForCallsAndLeases(deadline);
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    if (!store_->WriteBack(std::max(left, std::chrono::milliseconds(0)))) {
+      spdlog::warn("nvme: {} blocks were not written back in time and are lost",
+                   store_->GetStatus().disk.write_back_blocks);
+    }
+    return drained;
+  }
+
+  int http_port() const override { return http_ ? http_->port() : 0; }
+  int tcp_port() const override { return grpc_->tcp_port(); }
+
+ private:
+  bool WaitForCallsAndLeases(std::chrono::steady_clock::time_point deadline) {
     MutexLock lock(mu_);
     for (;;) {
       if (calls_.in_progress() == 0 && sessions_.GetTotals().leases == 0) return true;
@@ -165,16 +215,14 @@ class DaemonImpl final : public Daemon {
     }
   }
 
-  int http_port() const override { return http_ ? http_->port() : 0; }
-  int tcp_port() const override { return grpc_->tcp_port(); }
-
- private:
   absl::Status StartGrpc() {
     GrpcServerOptions options;
     options.socket_path = config_.listen.socket;
     options.socket_mode = config_.listen.socket_mode;
     options.socket_group = config_.listen.socket_group;
     options.message_bytes_max = config_.limits.message_bytes_max;
+    options.concurrent_calls_max = config_.limits.concurrent_calls_max;
+    options.receive_bytes_max = config_.limits.receive_bytes_max;
     options.tcp_address = config_.listen.tcp_address;
     if (!options.tcp_address.empty()) {
       KAVERN_ASSIGN_OR_RETURN(const SessionToken token, RandomToken());
@@ -225,6 +273,30 @@ class DaemonImpl final : public Daemon {
       degraded.push_back(
           "ram.huge_pages: the kernel gives none, copies are slower; see kavern doctor");
     }
+    const tiers::DiskStatus& disk = status.disk;
+    if (!disk.failure.empty()) {
+      degraded.push_back(absl::StrCat("nvme: out of use: ", disk.failure));
+    }
+    if (disk.configured && config_.nvme.io == "auto" && disk.method != "io_uring") {
+      degraded.push_back(
+          "nvme.io: the kernel refuses io_uring, threads take over; see kavern doctor");
+    }
+    if (disk.waits_for_budget) {
+      degraded.push_back(absl::StrCat("nvme.write_budget: used up; ", disk.write_back_blocks,
+                                      " blocks wait in RAM"));
+    }
+    for (const tiers::DeviceFacts& device : disk.devices) {
+      if (!device.healthy) {
+        degraded.push_back(absl::StrCat("nvme device ", device.path,
+                                        ": out of use, its blocks are ",
+                                        "misses: ", device.last_error));
+      }
+      if (!device.io.registration_refusal.empty()) {
+        degraded.push_back(absl::StrCat("nvme registration on ", device.path, ": I/O costs more ",
+                                        "processor time: ", device.io.registration_refusal));
+      }
+    }
+    if (disk.recovering) degraded.push_back("nvme recovery: what is on disk is still being read");
     if (status.namespaces_degraded > 0) {
       degraded.push_back(absl::StrCat("directory: ", status.namespaces_degraded,
                                       " namespaces lack keys in theirs, which match as misses"));

@@ -6,10 +6,13 @@
 #include <grpcpp/resource_quota.h>
 #include <sys/socket.h>
 
+#include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "base/status_macros.h"
 #include "kavern/v1/admin.grpc.pb.h"
 #include "kavern/v1/kavern.grpc.pb.h"
@@ -19,6 +22,7 @@ namespace kavern::service {
 namespace {
 
 constexpr char kSessionMetadata[] = "kavern-session-bin";
+constexpr int kStreamsBeyondCalls = 64;
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
@@ -85,6 +89,34 @@ grpc::ServerUnaryReactor* Unary(Backend& backend, const char* method,
   return reactor;
 }
 
+template <typename Request, typename Response>
+using LaterHandler = void (RequestHandlers::*)(Session&, const Request&, Response*,
+                                               RequestHandlers::Done);
+
+// One whose handler answers when it can, perhaps in another thread.
+template <typename Request, typename Response>
+grpc::ServerUnaryReactor* UnaryLater(Backend& backend, const char* method,
+                                     grpc::CallbackServerContext* context, const Request* request,
+                                     Response* response, LaterHandler<Request, Response> handler) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto call = std::make_shared<CallMetrics::Call>(backend.metrics, method);
+  const auto end = [reactor, call](const absl::Status& status) {
+    call->Finish(status.code());
+    reactor->Finish(ToGrpc(status));
+  };
+  if (!call->admitted()) {
+    end(TooManyCalls());
+  } else if (auto session = backend.authenticator.Authenticate(*context); !session.ok()) {
+    end(session.status());
+  } else {
+    // The session lives until the answer.
+    (backend.handlers.*handler)(
+        **session, *request, response,
+        [end, held = *session](const absl::Status& status) { end(status); });
+  }
+  return reactor;
+}
+
 grpc::ServerUnaryReactor* Unimplemented(grpc::CallbackServerContext* context, const char* feature) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish({grpc::StatusCode::UNIMPLEMENTED,
@@ -92,40 +124,144 @@ grpc::ServerUnaryReactor* Unimplemented(grpc::CallbackServerContext* context, co
   return reactor;
 }
 
-// A stream that ends at once with `status`.
-template <typename Response>
-class FailedStream final : public grpc::ServerWriteReactor<Response> {
- public:
-  explicit FailedStream(const absl::Status& status) { this->Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
-};
+SteadyTime DeadlineOf(const grpc::CallbackServerContext& context) {
+  const auto deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return SteadyTime::max();
+  return Clock::System().Now() + (deadline - std::chrono::system_clock::now());
+}
 
-// Fetch: with all blocks in RAM, the whole answer is one message.
-class FetchStream final : public grpc::ServerWriteReactor<v1::FetchResponse> {
+// A stream whose messages come when they come: one is being written at a time, and what comes
+// meanwhile is merged into the next. Its source may still deliver when the call is over, so both
+// share it.
+template <typename Message>
+class EventStream final : public grpc::ServerWriteReactor<Message> {
  public:
-  FetchStream(Backend& backend, const grpc::CallbackServerContext& context,
-              const v1::FetchRequest& request)
-      : call_(backend.metrics, "Fetch") {
-    absl::Status status;
-    if (!call_.admitted()) {
-      status = TooManyCalls();
-    } else if (auto session = backend.authenticator.Authenticate(context); !session.ok()) {
-      status = session.status();
-    } else {
-      status = backend.handlers.Fetch(**session, request, &response_);
+  using Deliver = std::function<void(absl::StatusOr<Message> message, bool last)>;
+  using Source = std::shared_ptr<RequestHandlers::Stream>;
+  using Begin = std::function<absl::StatusOr<Source>(const std::shared_ptr<Session>&, Deliver)>;
+
+  static grpc::ServerWriteReactor<Message>* Serve(Backend& backend, const char* method,
+                                                  const grpc::CallbackServerContext& context,
+                                                  const Begin& begin) {
+    auto stream = std::make_shared<EventStream>(backend, method);
+    stream->self_ = stream;
+    if (absl::Status status = stream->Run(backend, context, begin); !status.ok()) {
+      stream->Add(std::move(status), true);
     }
-    call_.Finish(status.code());
-    if (status.ok()) {
-      StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
+    return stream.get();
+  }
+
+  EventStream(Backend& backend, const char* method) : call_(backend.metrics, method) {}
+
+  void OnWriteDone(bool ok) override {
+    {
+      MutexLock lock(mu_);
+      writing_ = false;
+      told_ |= ok;
+    }
+    if (ok) {
+      Next();
     } else {
-      Finish(ToGrpc(status));
+      OnCancel();
     }
   }
-  void OnDone() override { delete this; }
+
+  void OnCancel() override {
+    Source source;
+    bool told = false;
+    {
+      MutexLock lock(mu_);
+      source = source_;
+      told = told_;
+      over_ = true;
+      has_next_ = false;
+      status_ = absl::CancelledError("the client went away");
+    }
+    if (source != nullptr) source->Cancel(told);
+    Next();
+  }
+
+  void OnDone() override {
+    Source ended;
+    {
+      MutexLock lock(mu_);
+      ended = std::move(source_);
+    }
+    // Often the last share.
+    const auto self = std::move(self_);
+  }
 
  private:
+  absl::Status Run(Backend& backend, const grpc::CallbackServerContext& context,
+                   const Begin& begin) {
+    if (!call_.admitted()) return TooManyCalls();
+    KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
+                            backend.authenticator.Authenticate(context));
+    KAVERN_ASSIGN_OR_RETURN(
+        Source source, begin(session, [self = self_](absl::StatusOr<Message> message, bool last) {
+          self->Add(std::move(message), last);
+        }));
+    MutexLock lock(mu_);
+    source_ = std::move(source);
+    return absl::OkStatus();
+  }
+
+  void Add(absl::StatusOr<Message> message, bool last) {
+    {
+      MutexLock lock(mu_);
+      if (over_) return;
+      over_ = last;
+      if (message.ok()) {
+        next_.MergeFrom(*message);
+      } else {
+        status_ = message.status();
+      }
+      has_next_ = status_.ok();
+    }
+    Next();
+  }
+
+  // The next step, if none is under way. The reactor's operations are begun without the lock.
+  void Next() {
+    bool write = false;
+    bool finish = false;
+    absl::Status status;
+    {
+      MutexLock lock(mu_);
+      if (writing_ || finished_) return;
+      write = writing_ = has_next_;
+      if (write) {
+        current_.Clear();
+        current_.Swap(&next_);
+        has_next_ = false;
+      }
+      finish = finished_ = over_;
+      status = status_;
+      told_ |= write && finish;
+    }
+    if (finish) call_.Finish(status.code());
+    if (write && finish) {
+      this->StartWriteAndFinish(&current_, grpc::WriteOptions(), grpc::Status::OK);
+    } else if (write) {
+      this->StartWrite(&current_);
+    } else if (finish) {
+      this->Finish(ToGrpc(status));
+    }
+  }
+
   CallMetrics::Call call_;
-  v1::FetchResponse response_;
+  std::shared_ptr<EventStream> self_;  // until the call is done
+  Message current_;                    // being written
+
+  Mutex mu_;
+  Source source_ KAVERN_GUARDED_BY(mu_);
+  Message next_ KAVERN_GUARDED_BY(mu_);
+  absl::Status status_ KAVERN_GUARDED_BY(mu_);
+  bool has_next_ KAVERN_GUARDED_BY(mu_) = false;
+  bool writing_ KAVERN_GUARDED_BY(mu_) = false;
+  bool told_ KAVERN_GUARDED_BY(mu_) = false;  // a message is on its way to the client
+  bool over_ KAVERN_GUARDED_BY(mu_) = false;  // nothing is added any more
+  bool finished_ KAVERN_GUARDED_BY(mu_) = false;
 };
 
 class GetStream final : public grpc::ServerWriteReactor<v1::GetBlocksResponse> {
@@ -262,7 +398,6 @@ class KavernService final : public v1::Kavern::CallbackService {
   KAVERN_UNARY(OpenNamespace)
   KAVERN_UNARY(Match)
   KAVERN_UNARY(BeginStore)
-  KAVERN_UNARY(CommitStore)
   KAVERN_UNARY(AbortStore)
   KAVERN_UNARY(Release)
   KAVERN_UNIMPLEMENTED(PlanTurn, "PlanTurn: the recompute-versus-store cost model")
@@ -273,14 +408,30 @@ class KavernService final : public v1::Kavern::CallbackService {
   KAVERN_UNIMPLEMENTED(TruncateConversation, "TruncateConversation: conversations")
   KAVERN_UNIMPLEMENTED(DeleteConversation, "DeleteConversation: conversations")
 
+  grpc::ServerUnaryReactor* CommitStore(grpc::CallbackServerContext* context,
+                                        const v1::CommitStoreRequest* request,
+                                        v1::CommitStoreResponse* response) override {
+    return UnaryLater(backend_, "CommitStore", context, request, response,
+                      &RequestHandlers::BeginCommit);
+  }
   grpc::ServerWriteReactor<v1::FetchResponse>* Fetch(grpc::CallbackServerContext* context,
                                                      const v1::FetchRequest* request) override {
-    return new FetchStream(backend_, *context, *request);
+    return EventStream<v1::FetchResponse>::Serve(
+        backend_, "Fetch", *context,
+        [this, context, request](const std::shared_ptr<Session>& session,
+                                 RequestHandlers::FetchDeliver deliver) {
+          return backend_.handlers.BeginFetch(session, *request, DeadlineOf(*context),
+                                              std::move(deliver));
+        });
   }
   grpc::ServerWriteReactor<v1::PrefetchResponse>* Prefetch(
-      grpc::CallbackServerContext* /*context*/, const v1::PrefetchRequest* /*request*/) override {
-    return new FailedStream<v1::PrefetchResponse>(
-        absl::UnimplementedError("Prefetch: the nvme tier is not implemented by this version"));
+      grpc::CallbackServerContext* context, const v1::PrefetchRequest* request) override {
+    return EventStream<v1::PrefetchResponse>::Serve(
+        backend_, "Prefetch", *context,
+        [this, request](const std::shared_ptr<Session>& session,
+                        EventStream<v1::PrefetchResponse>::Deliver deliver) {
+          return backend_.handlers.BeginPrefetch(session, *request, std::move(deliver));
+        });
   }
   grpc::ServerReadReactor<v1::PutBlocksRequest>* PutBlocks(
       grpc::CallbackServerContext* context, v1::PutBlocksResponse* response) override {
@@ -303,6 +454,7 @@ class AdminService final : public v1::Admin::CallbackService {
   KAVERN_UNARY(ListNamespaces)
   KAVERN_UNARY(PurgeNamespace)
   KAVERN_UNARY(Quiesce)
+  KAVERN_UNARY(Demote)
   KAVERN_UNIMPLEMENTED(Explain, "Explain: reasons of hits and misses")
 
  private:
@@ -319,10 +471,16 @@ class Listener {
         admin_(backend_) {}
 
   // False when the address cannot be bound.
-  bool Listen(const std::string& address, const GrpcServerOptions& options) {
+  bool Listen(const std::string& address, const GrpcServerOptions& options,
+              const grpc::ResourceQuota& quota) {
     grpc::ServerBuilder builder;
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(static_cast<int>(options.message_bytes_max));
+    builder.SetResourceQuota(quota);
+    // A few more, so that a connection at the limit is told so rather than left waiting.
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONCURRENT_STREAMS,
+        static_cast<int>(options.concurrent_calls_max) + kStreamsBeyondCalls);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.RegisterService(&kavern_);
     builder.RegisterService(&admin_);
@@ -356,11 +514,13 @@ class GrpcServerImpl final : public GrpcServer {
     }();
     (void)plugins;
     KAVERN_RETURN_IF_ERROR(RemoveStaleSocket(options.socket_path, SOCK_STREAM));
+    grpc::ResourceQuota quota("kavernd");
+    quota.Resize(options.receive_bytes_max);
     auto unix_listener = std::make_unique<Listener>(handlers_, metrics_, sessions_, nullptr);
     {
       // The socket must never be reachable with wider rights than configured, not for an instant.
       const UmaskGuard nobody_else(0177);
-      if (!unix_listener->Listen("unix:" + options.socket_path, options)) {
+      if (!unix_listener->Listen("unix:" + options.socket_path, options, quota)) {
         return absl::UnavailableError(
             absl::StrCat("listen.socket: gRPC cannot listen on ", options.socket_path));
       }
@@ -371,7 +531,7 @@ class GrpcServerImpl final : public GrpcServer {
     if (options.tcp_address.empty()) return absl::OkStatus();
     auto tcp_listener =
         std::make_unique<Listener>(handlers_, metrics_, sessions_, options.tcp_session);
-    if (!tcp_listener->Listen(options.tcp_address, options)) {
+    if (!tcp_listener->Listen(options.tcp_address, options, quota)) {
       return absl::UnavailableError(
           absl::StrCat("listen.tcp.address: gRPC cannot listen on ", options.tcp_address));
     }

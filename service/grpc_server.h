@@ -24,6 +24,9 @@ struct GrpcServerOptions {
   std::shared_ptr<Session> tcp_session;  // whom TCP callers act as; set when tcp_address is
   std::uint64_t message_bytes_max = 4u << 20;
   std::uint64_t concurrent_calls_max = 1024;
+  // What gRPC buffers for all callers, of messages half received too: a caller is known, and its
+  // call admitted, only once its message is whole.
+  std::uint64_t receive_bytes_max = 128u << 20;
 };
 
 // Serves kavern.v1.Kavern, kavern.v1.Admin, grpc.health.v1.Health and reflection on the Unix

@@ -1,5 +1,5 @@
 // kavernd: the daemon's process. Exit codes: 0 a clean end, 1 it could not start or not drain in
-// time, 2 bad arguments or configuration.
+// time, 2 bad arguments or configuration; of `kavernd store`, see service/store_command.h.
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -13,6 +13,7 @@
 #include "service/config.h"
 #include "service/daemon.h"
 #include "service/logging.h"
+#include "service/store_command.h"
 #include "service/version.h"
 
 namespace kavern::service {
@@ -57,6 +58,25 @@ int Serve(const DaemonConfig& config) {
   return drained ? kExitOk : kExitFailed;
 }
 
+void AddStoreCommands(CLI::App& app, StoreCommand& command) {
+  CLI::App* store = app.add_subcommand(
+      "store", "Look at the NVMe tier of a daemon that is not running, and change nothing");
+  store->require_subcommand(1);
+  store->fallthrough();
+  store->add_flag("--json", command.json, "Print one JSON object and nothing else");
+  const auto add = [&](const char* name, const char* description, StoreCommand::What what) {
+    CLI::App* added = store->add_subcommand(name, description);
+    added->fallthrough();
+    added->callback([&command, what] { command.what = what; });
+    return added;
+  };
+  add("verify", "Read and check every byte that counts", StoreCommand::What::kVerify)
+      ->add_option("--damage-max", command.damage_max, "Damaged places to name")
+      ->capture_default_str();
+  add("stats", "What is stored, by device, slot size and namespace", StoreCommand::What::kStats);
+  add("export-catalog", "The catalog, one JSON object a line", StoreCommand::What::kExportCatalog);
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("kavernd keeps KV-cache blocks for the inference workers of this node.");
   std::string config_path;
@@ -69,6 +89,8 @@ int Main(int argc, char** argv) {
   app.add_flag("--print-config", print_config,
                "Print the configuration in effect, with every key explained, and end");
   app.set_version_flag("--version", std::string("kavernd ") + KAVERN_VERSION);
+  StoreCommand store;
+  AddStoreCommands(app, store);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -90,6 +112,7 @@ int Main(int argc, char** argv) {
     std::printf("%s: ok\n", config_path.empty() ? "defaults" : config_path.c_str());
     return kExitOk;
   }
+  if (store.what != StoreCommand::What::kNone) return RunStoreCommand(*config, store);
   return Serve(*config);
 }
 

@@ -74,6 +74,92 @@ void AddRam(const tiers::StoreStatus& status, std::vector<MetricFamily>& familie
   families.push_back(Gauge("kavern_blocks", "Visible blocks.", status.blocks));
 }
 
+// One family for each fact, one sample for each device.
+void AddDevices(const tiers::DiskStatus& disk, std::vector<MetricFamily>& families) {
+  const auto add = [&](MetricFamily family, auto value) {
+    for (const tiers::DeviceFacts& device : disk.devices) {
+      AddSample(family, static_cast<double>(value(device)), {{"device", device.path}});
+    }
+    families.push_back(std::move(family));
+  };
+  using Facts = tiers::DeviceFacts;
+  add(Family("kavern_nvme_device_healthy", "0: the device failed, and is out of use.",
+             MetricType::Gauge),
+      [](const Facts& device) { return device.healthy ? 1 : 0; });
+  add(Family("kavern_nvme_device_queued", "Requests that wait to be begun.", MetricType::Gauge),
+      [](const Facts& device) { return device.io.queued; });
+  add(Family("kavern_nvme_device_in_flight", "Requests that the kernel has.", MetricType::Gauge),
+      [](const Facts& device) { return device.io.in_flight; });
+  add(Family("kavern_nvme_device_late_total", "Requests that ended after their deadline.",
+             MetricType::Counter),
+      [](const Facts& device) { return device.io.late; });
+  add(Family("kavern_nvme_device_expired_total", "Requests not begun by their deadline.",
+             MetricType::Counter),
+      [](const Facts& device) { return device.io.expired; });
+  add(Family("kavern_nvme_device_cancelled_total", "Requests that were cancelled.",
+             MetricType::Counter),
+      [](const Facts& device) { return device.io.cancelled; });
+  add(Family("kavern_nvme_device_refused_total", "Requests for which the queue had no room.",
+             MetricType::Counter),
+      [](const Facts& device) { return device.io.refused; });
+}
+
+void AddDisk(const tiers::DiskStatus& disk, std::vector<MetricFamily>& families) {
+  families.push_back(
+      Gauge("kavern_nvme_capacity_bytes", "Hard cap of the NVMe tier.", disk.capacity_bytes));
+  families.push_back(
+      Gauge("kavern_nvme_used_bytes", "Slots that hold or await a part.", disk.used_bytes));
+  families.push_back(Gauge("kavern_nvme_blocks", "Blocks on disk.", disk.blocks));
+  families.push_back(Gauge("kavern_nvme_write_back_blocks", "Blocks waiting to be written.",
+                           disk.write_back_blocks));
+  families.push_back(Gauge("kavern_nvme_queued_promotions", "Blocks that wait to be read into RAM.",
+                           disk.queued_promotions));
+  families.push_back(Gauge("kavern_nvme_promoting_bytes", "RAM that is being filled from disk.",
+                           disk.promoting_bytes));
+  families.push_back(
+      Gauge("kavern_nvme_write_back_bytes", "Of these blocks.", disk.write_back_bytes));
+  families.push_back(Gauge("kavern_nvme_waits_for_write_budget",
+                           "1 while blocks wait because the write budget is used up.",
+                           disk.waits_for_budget ? 1 : 0));
+  if (disk.write_budget_bytes != UINT64_MAX) {
+    families.push_back(Gauge("kavern_nvme_write_budget_bytes",
+                             "What may be written at this moment.", disk.write_budget_bytes));
+  }
+  families.push_back(
+      Gauge("kavern_nvme_index_bytes", "Memory of the disk's index.", disk.index_bytes));
+  families.push_back(
+      Gauge("kavern_nvme_catalog_bytes", "Memory of the catalog.", disk.catalog_bytes));
+  families.push_back(Gauge("kavern_nvme_recovering",
+                           "1 while what is on disk is still being read after the start.",
+                           disk.recovering ? 1 : 0));
+  families.push_back(Single("kavern_nvme_recovery_seconds",
+                            "How long what was on disk took to read at start.", MetricType::Gauge,
+                            disk.recovery_seconds));
+  families.push_back(
+      Gauge("kavern_nvme_recovered_parts", "Parts found on disk at start.", disk.recovered_blocks));
+  families.push_back(Gauge("kavern_nvme_rebuilt",
+                           "1 if the catalog was damaged or missing at start, and was made anew.",
+                           disk.recovered_from_headers.empty() ? 0 : 1));
+  families.push_back(
+      Counter("kavern_nvme_read_bytes_total", "Payload bytes read.", disk.io.read_bytes));
+  families.push_back(
+      Counter("kavern_nvme_written_bytes_total", "Payload bytes written.", disk.io.written_bytes));
+  families.push_back(
+      Counter("kavern_nvme_read_failures_total", "Reads that failed.", disk.io.read_failures));
+  families.push_back(Counter("kavern_nvme_write_failures_total",
+                             "Writes, flushes and catalog entries that failed.",
+                             disk.io.write_failures));
+  families.push_back(Counter("kavern_nvme_damaged_parts_total",
+                             "Parts whose bytes on disk failed their checksum: dropped.",
+                             disk.io.damaged_parts));
+  families.push_back(Counter("kavern_nvme_flushes_total", "Flushes.", disk.io.flushes));
+  families.push_back(
+      Gauge("kavern_nvme_registered_bytes",
+            "Memory of the RAM tier that is registered with every device's io_uring.",
+            disk.RegisteredBytes()));
+  AddDevices(disk, families);
+}
+
 void AddStoreCounters(const tiers::StoreCounters& counters, std::vector<MetricFamily>& families) {
   families.push_back(
       Counter("kavern_store_blocks_total", "Block parts committed.", counters.store_blocks));
@@ -101,6 +187,48 @@ void AddStoreCounters(const tiers::StoreCounters& counters, std::vector<MetricFa
                              counters.damaged_blocks));
   families.push_back(Counter("kavern_orphaned_blocks_total",
                              "Blocks whose parent left before them.", counters.orphaned_blocks));
+  families.push_back(Counter("kavern_disk_stored_blocks_total",
+                             "Blocks written to the NVMe tier, durable as configured.",
+                             counters.disk_stored_blocks));
+  families.push_back(Counter("kavern_disk_lost_blocks_total",
+                             "Blocks that left RAM before they could be written.",
+                             counters.disk_lost_blocks));
+  families.push_back(Counter("kavern_disk_declined_blocks_total",
+                             "Blocks that found no room on disk, or whose write failed.",
+                             counters.disk_declined_blocks));
+  families.push_back(Counter("kavern_disk_evicted_blocks_total",
+                             "Blocks evicted from disk for room.", counters.disk_evicted_blocks));
+  families.push_back(Counter("kavern_scrubbed_bytes_total",
+                             "Bytes on disk that were verified in the background.",
+                             counters.scrubbed_bytes));
+  families.push_back(Counter("kavern_scrub_passes_total", "Times that all of it was verified.",
+                             counters.scrub_passes));
+  families.push_back(Counter("kavern_scrub_damaged_blocks_total",
+                             "Blocks that this found damaged: dropped.",
+                             counters.scrub_damaged_blocks));
+  families.push_back(Counter("kavern_write_budget_save_failures_total",
+                             "Times that the write budget could not be saved for the next daemon.",
+                             counters.budget_save_failures));
+  families.push_back(Counter("kavern_disk_failed_blocks_total",
+                             "Blocks that were lost with a device that failed.",
+                             counters.disk_failed_blocks));
+  families.push_back(Counter("kavern_promoted_blocks_total", "Blocks read from disk into RAM.",
+                             counters.promoted_blocks));
+  families.push_back(Counter("kavern_promotion_failures_total",
+                             "Blocks on disk that could not be read into RAM, or not in time.",
+                             counters.promotion_failures));
+  families.push_back(Counter("kavern_fetch_disk_bytes_total",
+                             "Payload bytes that were read from disk for a fetch, and fetched.",
+                             counters.fetch_disk_bytes));
+  families.push_back(Counter("kavern_fetch_disk_blocks_total",
+                             "Of the fetched parts that were there: read from disk for it.",
+                             counters.fetch_disk_blocks));
+  families.push_back(Counter("kavern_read_ahead_blocks_total",
+                             "Blocks read from disk because a fetch came near them.",
+                             counters.read_ahead_blocks));
+  families.push_back(Counter("kavern_read_ahead_used_blocks_total",
+                             "Of these: fetched before they left RAM again.",
+                             counters.read_ahead_used_blocks));
   families.push_back(Counter("kavern_regions_rebalanced_total",
                              "Regions emptied for another namespace.",
                              counters.regions_rebalanced));
@@ -121,8 +249,19 @@ NodeMetrics::NodeMetrics(const tiers::TieredStore& store, const SessionTable& se
 
 std::vector<MetricFamily> NodeMetrics::Collect() const {
   std::vector<MetricFamily> families;
-  AddRam(store_.GetStatus(), families);
-  AddStoreCounters(store_.GetCounters(), families);
+  const tiers::StoreStatus status = store_.GetStatus();
+  AddRam(status, families);
+  const tiers::StoreCounters counters = store_.GetCounters();
+  if (status.disk.configured) {
+    AddDisk(status.disk, families);
+    // What the tier costs the disks for what it gives; 0 while it has given nothing.
+    const auto useful = static_cast<double>(counters.fetch_disk_bytes);
+    const auto written = static_cast<double>(status.disk.io.written_bytes);
+    families.push_back(Single("kavern_nvme_written_bytes_per_useful_read_byte",
+                              "Bytes written for each that was fetched from disk; 0: none was.",
+                              MetricType::Gauge, useful > 0 ? written / useful : 0));
+  }
+  AddStoreCounters(counters, families);
 
   const SessionTable::Totals sessions = sessions_.GetTotals();
   MetricFamily by_state = Family("kavern_sessions",

@@ -143,15 +143,20 @@ absl::StatusOr<BlockKey> ParseParent(const std::string& bytes,
   return ParseKey("parent", bytes);
 }
 
-absl::Status CheckDurability(v1::Durability durability) {
+absl::StatusOr<std::optional<tiers::DiskDurability>> ParseDurability(v1::Durability durability,
+                                                                     bool has_disk) {
+  if (durability == v1::DURABILITY_UNSPECIFIED) return std::nullopt;
+  if (!has_disk && (durability == v1::DURABILITY_BATCH || durability == v1::DURABILITY_STRICT)) {
+    return absl::InvalidArgumentError(
+        "durability: the daemon has no NVMe tier (nvme.devices); expected DURABILITY_NONE");
+  }
   switch (durability) {
-    case v1::DURABILITY_UNSPECIFIED:
     case v1::DURABILITY_NONE:
-      return absl::OkStatus();
+      return tiers::DiskDurability::kNone;
     case v1::DURABILITY_BATCH:
+      return tiers::DiskDurability::kBatch;
     case v1::DURABILITY_STRICT:
-      return absl::UnimplementedError(
-          "durability: the nvme tier is not part of this build; expected DURABILITY_NONE");
+      return tiers::DiskDurability::kStrict;
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("durability: got ", static_cast<int>(durability), ", expected 0 to ",
@@ -177,6 +182,7 @@ void ToProto(const tiers::NamespaceStatus& status, v1::NamespaceStatus* proto) {
   proto->set_sessions(status.refs);
   proto->set_fetch_hit_blocks(status.fetch_hit_blocks);
   proto->set_fetch_miss_blocks(status.fetch_miss_blocks);
+  proto->set_disk_blocks(status.disk_blocks);
 }
 
 void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {
@@ -191,6 +197,15 @@ void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {
   proto->set_evicted_blocks(counters.evicted_blocks);
   proto->set_damaged_blocks(counters.damaged_blocks);
   proto->set_orphaned_blocks(counters.orphaned_blocks);
+  proto->set_disk_stored_blocks(counters.disk_stored_blocks);
+  proto->set_disk_lost_blocks(counters.disk_lost_blocks);
+  proto->set_disk_declined_blocks(counters.disk_declined_blocks);
+  proto->set_disk_evicted_blocks(counters.disk_evicted_blocks);
+  proto->set_promoted_blocks(counters.promoted_blocks);
+  proto->set_promotion_failures(counters.promotion_failures);
+  proto->set_fetch_disk_blocks(counters.fetch_disk_blocks);
+  proto->set_read_ahead_blocks(counters.read_ahead_blocks);
+  proto->set_read_ahead_used_blocks(counters.read_ahead_used_blocks);
 }
 
 void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto) {
@@ -204,6 +219,28 @@ void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto) {
   proto->set_huge_page_bytes(pool.huge_page_bytes);
   proto->set_region_bytes(pool.region_bytes);
   proto->set_waiting_for(pool.waiting_for);
+}
+
+void ToProto(const tiers::DiskStatus& status, v1::NvmeStatus* proto) {
+  proto->set_capacity_bytes(status.capacity_bytes);
+  proto->set_used_bytes(status.used_bytes);
+  proto->set_blocks(status.blocks);
+  proto->set_recovered_blocks(status.recovered_blocks);
+  proto->set_recovery_seconds(status.recovery_seconds);
+  proto->set_recovering(status.recovering);
+  proto->set_recovered_from_headers(status.recovered_from_headers);
+  proto->set_write_back_blocks(status.write_back_blocks);
+  proto->set_io(status.method);
+  proto->set_read_bytes(status.io.read_bytes);
+  proto->set_written_bytes(status.io.written_bytes);
+  proto->set_read_failures(status.io.read_failures);
+  proto->set_write_failures(status.io.write_failures);
+  proto->set_damaged_parts(status.io.damaged_parts);
+  proto->set_flushes(status.io.flushes);
+  proto->set_queue_depth(status.queue_depth);
+  proto->set_index_bytes(status.index_bytes);
+  proto->set_catalog_bytes(status.catalog_bytes);
+  proto->set_write_back_bytes(status.write_back_bytes);
 }
 
 std::string PackOutcomes(const std::vector<tiers::StoreOutcome>& outcomes) {

@@ -4,6 +4,7 @@
 #define KAVERN_SERVICE_PROTO_CONVERSIONS_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,13 +33,16 @@ absl::StatusOr<std::vector<BlockKey>> ParseKeys(const std::string& packed, std::
 // Empty stands for the namespace's root.
 absl::StatusOr<BlockKey> ParseParent(const std::string& bytes,
                                      const NamespaceFingerprint& fingerprint);
-// Unimplemented, with the name of the feature, for what needs a tier that does not exist yet.
-absl::Status CheckDurability(v1::Durability durability);
+// nullopt: as the daemon is configured. InvalidArgument: no such class, or one that needs an NVMe
+// tier where there is none.
+absl::StatusOr<std::optional<tiers::DiskDurability>> ParseDurability(v1::Durability durability,
+                                                                     bool has_disk);
 
 void ToProto(const tiers::Extent& extent, v1::Extent* proto);
 void ToProto(const tiers::NamespaceStatus& status, v1::NamespaceStatus* proto);
 void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto);
 void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto);
+void ToProto(const tiers::DiskStatus& status, v1::NvmeStatus* proto);
 // One byte per key, of BeginStoreResponse.Outcome.
 std::string PackOutcomes(const std::vector<tiers::StoreOutcome>& outcomes);
 std::string Bytes(const NamespaceFingerprint& fingerprint);

@@ -3,6 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <future>
+#include <memory>
 #include <span>
 #include <tuple>
 #include <utility>
@@ -10,33 +13,10 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "service/region_sharer.h"
 
 namespace kavern::service {
 namespace {
-
-// Shares the regions of one reply, each once however many extents lie in it.
-class RegionSharer {
- public:
-  explicit RegionSharer(Session& session) : session_(session) {}
-
-  // The lease of the extent must be alive: it keeps the region from being given up meanwhile.
-  absl::Status Share(const tiers::Extent& extent) {
-    if (extent.region == last_) return absl::OkStatus();
-    last_ = extent.region;
-    if (!shared_.insert(last_).second) return absl::OkStatus();
-    return session_.ShareRegion(*last_);
-  }
-
- private:
-  Session& session_;
-  tiers::Region* last_ = nullptr;  // neighbours are common
-  absl::flat_hash_set<tiers::Region*> shared_;
-};
-
-absl::Status CheckSharesMemory(const Session& session) {
-  if (session.shares_memory()) return absl::OkStatus();
-  return absl::FailedPreconditionError("this session cannot map memory: use PutBlocks/GetBlocks");
-}
 
 absl::Status UnknownLease(std::uint64_t lease_id) {
   return absl::FailedPreconditionError(
@@ -109,6 +89,11 @@ absl::Status RequestHandlers::CheckNotDraining() const {
   return absl::UnavailableError("the daemon is draining: go on without the cache");
 }
 
+absl::Status RequestHandlers::CheckSharesMemory(const Session& session) {
+  if (session.shares_memory()) return absl::OkStatus();
+  return absl::FailedPreconditionError("this session cannot map memory: use PutBlocks/GetBlocks");
+}
+
 absl::Status RequestHandlers::Ping(Session& /*session*/, const v1::PingRequest& /*request*/,
                                    v1::PingResponse* /*response*/) {
   return absl::OkStatus();
@@ -146,9 +131,9 @@ absl::Status RequestHandlers::Match(Session& session, const v1::MatchRequest& re
   KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
   KAVERN_ASSIGN_OR_RETURN(const std::vector<BlockKey> keys,
                           ParseKeys(request.keys(), limits_.keys_per_request_max));
-  const std::uint32_t prefix = store_.Match(*ns, keys);
-  response->set_prefix_blocks(prefix);
-  for (std::uint32_t i = 0; i < prefix; ++i) response->add_tiers(v1::TIER_RAM);
+  const std::vector<Tier> tiers = store_.MatchTiers(*ns, keys);
+  response->set_prefix_blocks(static_cast<std::uint32_t>(tiers.size()));
+  for (const Tier tier : tiers) response->add_tiers(static_cast<v1::Tier>(tier));
   return absl::OkStatus();
 }
 
@@ -158,7 +143,8 @@ absl::Status RequestHandlers::BeginStore(Session& session, const v1::BeginStoreR
                                          v1::BeginStoreResponse* response) {
   KAVERN_RETURN_IF_ERROR(CheckNotDraining());
   KAVERN_RETURN_IF_ERROR(CheckSharesMemory(session));
-  KAVERN_RETURN_IF_ERROR(CheckDurability(request.durability()));
+  KAVERN_ASSIGN_OR_RETURN(const auto durability,
+                          ParseDurability(request.durability(), store_.has_disk()));
   if (!request.conversation().empty()) {
     return absl::UnimplementedError(
         "conversation: conversations are not part of this build; expected an empty name");
@@ -173,27 +159,72 @@ absl::Status RequestHandlers::BeginStore(Session& session, const v1::BeginStoreR
                                                   .keys = keys,
                                                   .shard = request.shard(),
                                                   .group = request.group(),
-                                                  .grant_bytes_max = session.LeaseBytesLeft()}));
+                                                  .grant_bytes_max = session.LeaseBytesLeft(),
+                                                  .durability = durability}));
   response->set_outcomes(PackOutcomes(grant.outcomes));
   response->set_decline_reason(grant.decline_reason);
   if (grant.lease.empty()) return absl::OkStatus();
   return AddGrants(session, std::move(grant), response);
 }
 
-absl::Status RequestHandlers::CommitStore(Session& session, const v1::CommitStoreRequest& request,
-                                          v1::CommitStoreResponse* response) {
+namespace {
+
+// A commit is answered when the call that made it has returned, and its blocks are as durable as
+// its lease asks for, whichever comes last.
+class CommitAnswer {
+ public:
+  CommitAnswer(v1::CommitStoreResponse* response, RequestHandlers::Done done)
+      : response_(response), done_(std::move(done)) {}
+
+  void Durable(const tiers::TieredStore::Durable& durable) {
+    response_->set_durable(durable.blocks);
+    response_->set_not_durable_reason(durable.reason);
+    Arrive();
+  }
+  void Arrive() {
+    if (--left_ == 0) done_(absl::OkStatus());
+  }
+
+ private:
+  v1::CommitStoreResponse* const response_;
+  const RequestHandlers::Done done_;
+  std::atomic<int> left_ = 2;
+};
+
+}  // namespace
+
+void RequestHandlers::BeginCommit(Session& session, const v1::CommitStoreRequest& request,
+                                  v1::CommitStoreResponse* response, Done done) {
   if (request.checksums().empty()) {
-    return absl::InvalidArgumentError("checksums: got none, expected one per extent to commit");
+    done(absl::InvalidArgumentError("checksums: got none, expected one per extent to commit"));
+    return;
   }
   const std::vector<std::uint32_t> checksums(request.checksums().begin(),
                                              request.checksums().end());
-  return session.WithWriteLease(request.lease_id(), [&](tiers::WriteLease& lease) -> absl::Status {
-    KAVERN_ASSIGN_OR_RETURN(const std::uint32_t committed,
-                            store_.CommitStore(lease, request.first(), checksums));
+  const auto answer = std::make_shared<CommitAnswer>(response, done);
+  const auto commit = [&](tiers::WriteLease& lease) -> absl::Status {
+    KAVERN_ASSIGN_OR_RETURN(
+        const std::uint32_t committed,
+        store_.CommitStore(lease, request.first(), checksums,
+                           [answer](const auto& durable) { answer->Durable(durable); }));
     response->set_committed(committed);
     response->set_directory_generation(store_.DirectoryGeneration(lease));
     return absl::OkStatus();
-  });
+  };
+  absl::Status status = session.WithWriteLease(request.lease_id(), commit);
+  if (status.ok()) {
+    answer->Arrive();
+  } else {
+    done(std::move(status));
+  }
+}
+
+absl::Status RequestHandlers::CommitStore(Session& session, const v1::CommitStoreRequest& request,
+                                          v1::CommitStoreResponse* response) {
+  std::promise<absl::Status> ended;
+  BeginCommit(session, request, response,
+              [&ended](absl::Status status) { ended.set_value(std::move(status)); });
+  return ended.get_future().get();
 }
 
 absl::Status RequestHandlers::AbortStore(Session& session, const v1::AbortStoreRequest& request,
@@ -202,40 +233,7 @@ absl::Status RequestHandlers::AbortStore(Session& session, const v1::AbortStoreR
   return absl::OkStatus();
 }
 
-// ---- Fetch ----
-
-absl::Status RequestHandlers::Fetch(Session& session, const v1::FetchRequest& request,
-                                    v1::FetchResponse* response) {
-  KAVERN_RETURN_IF_ERROR(CheckNotDraining());
-  KAVERN_RETURN_IF_ERROR(CheckSharesMemory(session));
-  KAVERN_ASSIGN_OR_RETURN(const auto fingerprint, ParseFingerprint(request.fingerprint()));
-  KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
-  KAVERN_ASSIGN_OR_RETURN(const std::vector<BlockKey> keys,
-                          ParseKeys(request.keys(), limits_.keys_per_request_max));
-  KAVERN_ASSIGN_OR_RETURN(
-      tiers::FetchResult result,
-      store_.Fetch(*ns, keys, request.shard(), request.group(), session.LeaseBytesLeft()));
-  for (const std::uint32_t index : result.missing) {
-    v1::FetchResponse::Failed* failed = response->add_failed();
-    failed->set_index(index);
-    failed->set_code(static_cast<std::int32_t>(absl::StatusCode::kNotFound));
-  }
-  if (result.lease.empty()) return absl::OkStatus();
-
-  RegionSharer sharer(session);
-  response->mutable_ready()->Reserve(static_cast<int>(result.lease.parts().size()));
-  for (const tiers::ReadLease::Part& part : result.lease.parts()) {
-    KAVERN_RETURN_IF_ERROR(sharer.Share(part.extent));
-    v1::FetchResponse::Ready* ready = response->add_ready();
-    ready->set_index(part.index);
-    ToProto(part.extent, ready->mutable_extent());
-    ready->set_checksum(part.checksum);
-    ready->set_tier(v1::TIER_RAM);
-  }
-  KAVERN_ASSIGN_OR_RETURN(const std::uint64_t lease_id, session.AddLease(std::move(result.lease)));
-  response->set_lease_id(lease_id);
-  return absl::OkStatus();
-}
+// ---- Release ----
 
 absl::Status RequestHandlers::Release(Session& session, const v1::ReleaseRequest& request,
                                       v1::ReleaseResponse* response) {
@@ -284,7 +282,15 @@ absl::Status RequestHandlers::GetStatus(Session& session, const v1::GetStatusReq
 void RequestHandlers::FillNodeStatus(v1::GetStatusResponse* response) const {
   const tiers::StoreStatus status = store_.GetStatus();
   ToProto(status, response->mutable_ram());
-  ToProto(store_.GetCounters(), response->mutable_counters());
+  if (status.disk.configured) ToProto(status.disk, response->mutable_nvme());
+  const tiers::StoreCounters counters = store_.GetCounters();
+  ToProto(counters, response->mutable_counters());
+  if (status.disk.configured) {
+    response->mutable_nvme()->set_useful_read_bytes(counters.fetch_disk_bytes);
+    response->mutable_nvme()->set_scrubbed_bytes(counters.scrubbed_bytes);
+    response->mutable_nvme()->set_scrub_passes(counters.scrub_passes);
+    response->mutable_nvme()->set_scrub_damaged_blocks(counters.scrub_damaged_blocks);
+  }
   const SessionTable::Totals totals = sessions_.GetTotals();
   response->set_sessions(totals.live + totals.fenced);
   response->set_namespaces(status.namespaces);
@@ -357,6 +363,15 @@ absl::Status RequestHandlers::Quiesce(Session& session, const v1::QuiesceRequest
     return absl::PermissionDeniedError("only operators may wait for the whole node");
   }
   store_.Quiesce();
+  return absl::OkStatus();
+}
+
+absl::Status RequestHandlers::Demote(Session& session, const v1::DemoteRequest& /*request*/,
+                                     v1::DemoteResponse* response) {
+  if (!session.is_operator()) {
+    return absl::PermissionDeniedError("only operators may empty the RAM tier");
+  }
+  response->set_blocks(store_.Demote());
   return absl::OkStatus();
 }
 

@@ -60,13 +60,43 @@ class RequestHandlers {
   // BeginStore and Fetch: FailedPrecondition for a session that cannot map memory.
   absl::Status BeginStore(Session& session, const v1::BeginStoreRequest& request,
                           v1::BeginStoreResponse* response);
+  // `done` is called once: in this call or, for a strict lease, once its blocks are durable, in a
+  // thread of the store. Response and session must live until then.
+  using Done = std::function<void(absl::Status)>;
+  void BeginCommit(Session& session, const v1::CommitStoreRequest& request,
+                   v1::CommitStoreResponse* response, Done done);
+  // The same, waiting for it.
   absl::Status CommitStore(Session& session, const v1::CommitStoreRequest& request,
                            v1::CommitStoreResponse* response);
   absl::Status AbortStore(Session& session, const v1::AbortStoreRequest& request,
                           v1::AbortStoreResponse* response);
-  // The whole answer: with RAM only, everything is readable at once.
-  absl::Status Fetch(Session& session, const v1::FetchRequest& request,
+  // An answer that comes in pieces. Dropping it changes nothing.
+  class Stream {
+   public:
+    virtual ~Stream() = default;
+    // Nobody wants the rest: nothing more is read for it. What a fetch has leased is released,
+    // unless the client was `told` of it and has named the lease, and so releases it itself. A
+    // message that is being delivered may still come. Idempotent.
+    virtual void Cancel(bool told) = 0;
+  };
+  // Called with one message at a time and in order, within the call that begins the stream or later
+  // in threads of the store; must not wait. An error is the end of the call, as is `last`.
+  using FetchDeliver = std::function<void(absl::StatusOr<v1::FetchResponse> message, bool last)>;
+  using PrefetchDeliver = std::function<void(v1::PrefetchResponse message, bool last)>;
+
+  // Everything that is in RAM comes within this call. All extents are under one lease of the
+  // session, which is named from the first message on, and counts for what may still come. Blocks
+  // that are not in RAM shortly before `deadline` are answered kDeadlineExceeded.
+  absl::StatusOr<std::shared_ptr<Stream>> BeginFetch(const std::shared_ptr<Session>& session,
+                                                     const v1::FetchRequest& request,
+                                                     SteadyTime deadline, FetchDeliver deliver);
+  // All messages in one, waiting for the last.
+  absl::Status Fetch(const std::shared_ptr<Session>& session, const v1::FetchRequest& request,
                      v1::FetchResponse* response);
+  // Unimplemented: any target but RAM.
+  absl::StatusOr<std::shared_ptr<Stream>> BeginPrefetch(const std::shared_ptr<Session>& session,
+                                                        const v1::PrefetchRequest& request,
+                                                        PrefetchDeliver deliver);
   // Checks the request as a whole first, then ends the leases, then looks at the suspects: each
   // once, the first always, and no more than inflight_bytes_max of them (a call must end, however
   // much it names).
@@ -114,12 +144,15 @@ class RequestHandlers {
   // Operators only.
   absl::Status Quiesce(Session& session, const v1::QuiesceRequest& request,
                        v1::QuiesceResponse* response);
+  absl::Status Demote(Session& session, const v1::DemoteRequest& request,
+                      v1::DemoteResponse* response);
 
   // Payload bytes of streams in flight at present.
   std::uint64_t inflight_bytes() const { return inflight_.used(); }
 
  private:
   absl::Status CheckNotDraining() const;
+  static absl::Status CheckSharesMemory(const Session& session);
   void FillNodeStatus(v1::GetStatusResponse* response) const;
   void FillTenantStatus(const std::string& tenant, v1::GetStatusResponse* response) const;
 

@@ -2,8 +2,8 @@
 # Builds and runs every test, on a fresh machine too. Ends with one line: N passed, N failed, N skipped.
 #
 #   tests/run.sh                 everything: what CI runs
-#   tests/run.sh quick           one build, unit and integration tests
-#   tests/run.sh STAGE ...       some of: lint dev asan tsan tidy install python
+#   tests/run.sh --quick         everything but vllm, whose environment is a download of 4 GB
+#   tests/run.sh STAGE ...       some of: lint dev asan tsan tidy install python vllm
 #
 # Environment: KAVERN_JOBS (default: processors) bounds parallel compilation and tests.
 set -uo pipefail
@@ -79,13 +79,13 @@ PY
   fi
 }
 
-# run_pytest PYTHON DIRECTORY: adds its cases to the totals.
+# run_pytest NAME PYTHON DIRECTORY: adds its cases to the totals, and shows what they print.
 run_pytest() {
-  local report="$results/pytest.xml"
-  KAVERN_BIN="$root/build/dev/bin" "$1" -m pytest -q -p no:cacheprovider --junit-xml "$report" "$2" \
+  local report="$results/$1.xml"
+  KAVERN_BIN="$root/build/dev/bin" "$2" -m pytest -q -s -rs -p no:cacheprovider --junit-xml "$report" "$3" \
     >"$results/pytest.log" 2>&1
   tail -n 100 "$results/pytest.log"
-  count_report "$report" python
+  count_report "$report" "$1"
 }
 
 stage_lint() {
@@ -126,7 +126,16 @@ stage_python() {
   check "environment" python3 -m venv "$environment"
   # With build isolation, as on a user's machine.
   check "pip install ./client/python" "$environment/bin/pip" install --quiet "./client/python[test]"
-  run_pytest "$environment/bin/python" client/python/tests
+  run_pytest python "$environment/bin/python" client/python/tests
+}
+
+stage_vllm() {
+  say "vllm: the connector in a real engine, with a real chat model"
+  local environment=$root/build/vllm model=$root/build/models/smollm2-135m-instruct
+  check "daemon and command line" build dev kavernd kavern
+  check "vLLM and the package in its environment" deploy/vllm/install.sh "$environment"
+  check "chat model" "$environment/bin/python" deploy/vllm/prepare_chat_model.py "$model"
+  KAVERN_CHAT_MODEL=$model run_pytest vllm "$environment/bin/python" tests/vllm
 }
 
 stage_install() {
@@ -135,23 +144,26 @@ stage_install() {
 }
 
 stages=("$@")
+left_out=
 if [[ ${#stages[@]} -eq 0 ]]; then
+  stages=(lint dev asan tsan tidy install python vllm)
+elif [[ "${stages[*]}" == --quick ]]; then
   stages=(lint dev asan tsan tidy install python)
-elif [[ "${stages[*]}" == quick ]]; then
-  stages=(lint dev)
+  left_out=vllm
 fi
 
 deploy/install_deps.sh --tests || { echo "0 passed, 1 failed"; exit 1; }
 for stage in "${stages[@]}"; do
   case "$stage" in
-    lint | dev | asan | tsan | tidy | install | python) "stage_$stage" ;;
+    lint | dev | asan | tsan | tidy | install | python | vllm) "stage_$stage" ;;
     *)
-      echo "tests/run.sh: unknown stage $stage; known: lint dev asan tsan tidy install python quick" >&2
+      echo "tests/run.sh: unknown stage $stage; known: lint dev asan tsan tidy install python vllm, --quick" >&2
       exit 2
       ;;
   esac
 done
 
+[[ -z $left_out ]] || say "left out by --quick: the stage $left_out"
 say "all stages, $((SECONDS / 60)) min $((SECONDS % 60)) s"
 for name in "${failures[@]}"; do
   printf 'failed: %s\n' "$name"

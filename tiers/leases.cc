@@ -41,6 +41,18 @@ ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
   return *this;
 }
 
+void ReadLease::Append(ReadLease more) {
+  if (more.pinned_.empty()) return;
+  if (pinned_.empty()) {
+    *this = std::move(more);
+    return;
+  }
+  parts_.insert(parts_.end(), more.parts_.begin(), more.parts_.end());
+  pinned_.insert(pinned_.end(), more.pinned_.begin(), more.pinned_.end());
+  more.parts_.clear();
+  more.pinned_.clear();
+}
+
 void ReadLease::Reset() {
   if (!pinned_.empty()) store_->EndRead(*this);
   store_ = nullptr;
@@ -55,6 +67,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   store_ = std::exchange(other.store_, nullptr);
   ns_ = std::move(other.ns_);
   part_ = other.part_;
+  durability_ = other.durability_;
   slot_bytes_ = other.slot_bytes_;
   done_ = std::exchange(other.done_, 0);
   grants_ = std::exchange(other.grants_, {});

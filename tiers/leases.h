@@ -16,6 +16,7 @@
 #include "base/block_key.h"
 #include "base/namespace_spec.h"
 #include "tiers/index/block_index.h"
+#include "tiers/nvme/disk_store.h"
 #include "tiers/ram/region.h"
 
 namespace kavern::tiers {
@@ -51,6 +52,7 @@ class ReadLease {
     std::uint32_t index;  // into the request's keys
     Extent extent;
     std::uint32_t checksum;
+    bool from_disk = false;  // it was read for this lease
   };
 
   ReadLease() = default;
@@ -61,6 +63,8 @@ class ReadLease {
   bool empty() const { return parts_.empty(); }
   std::span<const Part> parts() const { return parts_; }
   std::uint64_t bytes() const { return parts_.size() * slot_bytes_; }  // of slots pinned
+  // Takes over what `more` pins: another part of the same fetch.
+  void Append(ReadLease more);
   void Reset();
 
  private:
@@ -107,6 +111,7 @@ class WriteLease {
   TieredStore* store_ = nullptr;
   std::shared_ptr<NamespaceStore> ns_;
   std::uint32_t part_ = 0;
+  DiskDurability durability_ = DiskDurability::kBatch;
   std::uint64_t slot_bytes_ = 0;
   std::size_t done_ = 0;
   std::vector<Grant> grants_;

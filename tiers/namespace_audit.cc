@@ -8,7 +8,7 @@ absl::Status NamespaceStore::Audit() const {
     return absl::InternalError(absl::StrCat("namespace ", fingerprint_.ToHex(), ": ", what));
   };
   if (const std::string wrong = index_.Audit(); !wrong.empty()) return internal(wrong);
-  if (const std::string wrong = directory_.Audit(index_); !wrong.empty()) return internal(wrong);
+  if (const std::string wrong = directory_.Audit(indices()); !wrong.empty()) return internal(wrong);
 
   std::uint64_t owned_by_blocks = 0;
   if (const std::string wrong = AuditParts(layout().PartCount(), &owned_by_blocks);
@@ -36,7 +36,9 @@ absl::Status NamespaceStore::Audit() const {
     return internal(absl::StrCat(pins, " pins on slots, leases and moves hold ",
                                  read_pins_ + write_pins_ + move_pins_));
   }
-  if (IsEmpty() && region_count() > 0 && refs == 0) return internal("empty, yet it owns regions");
+  if (HasEmptyMemory() && region_count() > 0 && refs == 0) {
+    return internal("empty, yet it owns regions");
+  }
   if (index_.size() > 0 && PendingCount() == 0 && pins == 0 && !OldestUse().has_value()) {
     return internal("it has blocks that nobody uses, yet none can be evicted");
   }

@@ -16,6 +16,17 @@
 
 namespace kavern::tiers {
 
+// The blocks of one namespace in every tier.
+struct TierIndices {
+  const BlockIndex& ram;
+  const BlockIndex* disk = nullptr;  // nullptr: none of it is on disk
+
+  // shm::kTierBit... of every tier that has the whole block.
+  std::uint8_t TiersOf(const BlockKey& key) const;
+  // Keys that some tier has, at most.
+  std::uint64_t CountMax() const;
+};
+
 // A directory never names a block that is not visible. It may lack some that are: when the kernel
 // refuses a segment, until Retry() succeeds; and keys made to crowd a bucket. Clients then see
 // misses that are none.
@@ -23,14 +34,18 @@ class NamespaceDirectory {
  public:
   NamespaceDirectory(const NamespaceFingerprint& fingerprint, StoreShared& shared);
 
-  // The block became visible: `index` knows it as such already.
-  void Publish(const BlockKey& key, const BlockIndex& index);
-  // The block is about to leave. After this no reader finds it.
-  void Erase(const BlockKey& key);
+  // Says what the indices say about the key by now. Where no tier has it (any more) no reader finds
+  // it when this returns.
+  void Update(const BlockKey& key, const TierIndices& indices);
+  // The block is about to leave the RAM tier: what is said of it afterwards is said before its
+  // bytes can be overwritten.
+  void LeaveRam(const BlockKey& key, const TierIndices& indices);
   // The namespace is empty.
   void Drop();
   // Builds anew what could not be built before. Nothing to do when nothing is lacking.
-  void Retry(const BlockIndex& index);
+  void Retry(const TierIndices& indices);
+  // Builds anew: many blocks came at once.
+  void Rebuild(const TierIndices& indices);
   // Says again which segment is the present one, if there is one.
   void Announce();
 
@@ -41,11 +56,10 @@ class NamespaceDirectory {
   std::uint64_t size_bytes() const { return segment_ == nullptr ? 0 : segment_->size_bytes(); }
 
   // Compares with the index; empty when they agree.
-  std::string Audit(const BlockIndex& index) const;
+  std::string Audit(const TierIndices& indices) const;
 
  private:
-  // Replaces the segment by one that holds all visible blocks and room for as many more.
-  void Rebuild(const BlockIndex& index);
+  void Set(const BlockKey& key, std::uint8_t tiers, const TierIndices& indices);
   [[nodiscard]] bool AnnounceSegment(const DirectorySegment& segment);
 
   const NamespaceFingerprint fingerprint_;

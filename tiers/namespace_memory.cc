@@ -15,9 +15,10 @@ constexpr std::uint64_t kMoveBytesPerStep = std::uint64_t{8} << 20;
 
 }  // namespace
 
-std::optional<SlotId> NamespaceStore::Reserve(std::uint32_t group) {
+std::optional<SlotId> NamespaceStore::Reserve(std::uint32_t group, UseSequence youngest_victim) {
   std::optional<SlotId> slot = groups_[group].Reserve();
-  while (!slot.has_value() && groups_[group].region_count() > 0 && EvictOne()) {
+  while (!slot.has_value() && groups_[group].region_count() > 0 && youngest_victim > 0 &&
+         OldestUse().value_or(UINT64_MAX) <= youngest_victim && EvictOne()) {
     slot = groups_[group].Reserve();
   }
   return slot;
@@ -35,17 +36,17 @@ std::uint32_t NamespaceStore::region_count() const {
   return count;
 }
 
-bool NamespaceStore::IsEmpty() const {
+bool NamespaceStore::HasEmptyMemory() const {
   return index_.size() == 0 && std::all_of(groups_.begin(), groups_.end(),
                                            [](const GroupSlots& s) { return s.used_count() == 0; });
 }
 
 void NamespaceStore::RetireIfEmpty() {
-  if (!IsEmpty()) return;
+  if (!HasEmptyMemory()) return;
   for (std::uint32_t group = 0; group < groups_.size(); ++group) {
     for (const RegionOrdinal ordinal : groups_[group].RegionsByUse()) RetireRegion(group, ordinal);
   }
-  directory_.Drop();
+  if (disk() == nullptr) directory_.Drop();
 }
 
 std::optional<NamespaceStore::Surplus> NamespaceStore::FindSurplus(

@@ -30,13 +30,32 @@ NamespaceStore::NamespaceStore(std::string tenant, NamespaceSpec spec,
 
 std::uint32_t NamespaceStore::MatchPrefix(std::span<const BlockKey> keys) const {
   std::uint32_t length = 0;
-  while (length < keys.size() && FindVisible(keys[length]) != kNoBlock) ++length;
+  while (length < keys.size() &&
+         (FindVisible(keys[length]) != kNoBlock || IsOnDisk(keys[length]))) {
+    ++length;
+  }
   return length;
 }
 
 BlockId NamespaceStore::FindVisible(const BlockKey& key) const {
   const BlockId id = index_.Find(key);
   return id != kNoBlock && index_.IsVisible(id) ? id : kNoBlock;
+}
+
+std::vector<std::uint64_t> NamespaceStore::PayloadBytes() const {
+  std::vector<std::uint64_t> bytes;
+  for (std::uint32_t part = 0; part < layout().PartCount(); ++part) {
+    bytes.push_back(layout().PartBytes(GroupOf(part)));
+  }
+  return bytes;
+}
+
+std::vector<std::uint64_t> NamespaceStore::SlotBytes() const {
+  std::vector<std::uint64_t> bytes;
+  for (std::uint32_t part = 0; part < layout().PartCount(); ++part) {
+    bytes.push_back(layout().SlotBytes(GroupOf(part)));
+  }
+  return bytes;
 }
 
 std::optional<NamespaceStore::Pin> NamespaceStore::PinForRead(BlockId id, std::uint32_t part) {
@@ -54,7 +73,28 @@ void NamespaceStore::UnpinRead(const Pin& pin, std::uint32_t group) {
 }
 
 void NamespaceStore::Touch(BlockRef block) {
-  if (index_.IsAlive(block)) index_.Touch(block.id, ++shared_.last_use);
+  if (!index_.IsAlive(block)) return;
+  index_.Touch(block.id, ++shared_.last_use);
+  if (DiskNamespace* on_disk = disk(); on_disk != nullptr) {
+    const BlockId id = on_disk->index.Find(index_.KeyOf(block.id));
+    if (id != kNoBlock) on_disk->index.Touch(id, shared_.last_use);
+  }
+}
+
+UseSequence NamespaceStore::LastUse(const BlockKey& key) const {
+  const BlockId id = FindVisible(key);
+  return id == kNoBlock ? 0 : policy_->LastUse(id);
+}
+
+std::optional<UseSequence> NamespaceStore::UseToWrite(BlockRef block) const {
+  if (!index_.IsAlive(block) || !index_.IsVisible(block.id)) return std::nullopt;
+  const BlockKey& key = index_.KeyOf(block.id);
+  const DiskNamespace* on_disk = disk();
+  if (on_disk != nullptr &&
+      (on_disk->index.Find(key) != kNoBlock || on_disk->writing.contains(key))) {
+    return std::nullopt;
+  }
+  return policy_->LastUse(block.id);
 }
 
 // ---- Storing ----
@@ -64,7 +104,7 @@ absl::StatusOr<NamespaceStore::Chain> NamespaceStore::LookUp(const BlockKey& par
   Chain chain;
   if (parent != fingerprint_.RootKey()) {
     chain.parent = index_.Find(parent);
-    if (chain.parent == kNoBlock) {
+    if (chain.parent == kNoBlock && !IsOnDisk(parent)) {
       return absl::InvalidArgumentError(absl::StrCat(
           "parent: ", parent.ToHex(), " is not cached (any more); store from an earlier block"));
     }
@@ -123,7 +163,7 @@ NamespaceStore::CommitOutcome NamespaceStore::CommitWrite(const Pin& write, std:
   index_.DropWriter(id);
   if (!committed) return CommitOutcome::kRaced;
   if (index_.IsVisible(id)) {
-    directory_.Publish(index_.KeyOf(id), index_);
+    directory_.Update(index_.KeyOf(id), indices());
   } else {
     NoteIncomplete(write.block, now);
   }
@@ -174,7 +214,7 @@ bool NamespaceStore::EvictOne() {
 }
 
 void NamespaceStore::DropBlock(BlockId id) {
-  if (index_.IsVisible(id)) directory_.Erase(index_.KeyOf(id));
+  if (index_.IsVisible(id)) directory_.LeaveRam(index_.KeyOf(id), indices());
   const std::uint64_t orphans = index_.orphan_count() - (index_.IsOrphan(id) ? 1 : 0);
   Forget(id);
   if (index_.orphan_count() > orphans) {
@@ -184,6 +224,7 @@ void NamespaceStore::DropBlock(BlockId id) {
 
 void NamespaceStore::Forget(BlockId id) {
   const auto parts = index_.PartsOf(id);
+  TakeReadAhead(index_.KeyOf(id));
   for (std::uint32_t part = 0; part < parts.size(); ++part) {
     if (parts[part].slot != kNoSlot) groups_[GroupOf(part)].Disown(parts[part].slot);
   }
@@ -191,15 +232,31 @@ void NamespaceStore::Forget(BlockId id) {
 }
 
 std::uint64_t NamespaceStore::DropAll() {
-  const std::uint64_t visible = index_.visible_count();
+  std::uint64_t visible = 0;
   // Children of what is forgotten wait as orphans for a moment: they are not counted, none of them
   // stays.
   for (const BlockId id : index_.AllBlocks()) {
-    if (index_.IsVisible(id)) directory_.Erase(index_.KeyOf(id));
+    if (index_.IsVisible(id)) {
+      visible += IsOnDisk(index_.KeyOf(id)) ? 0 : 1;
+      directory_.LeaveRam(index_.KeyOf(id), indices());
+    }
     Forget(id);
   }
   incomplete_.clear();
   return visible;
+}
+
+std::uint64_t NamespaceStore::Demote(BlockRef block) {
+  if (!index_.IsAlive(block)) return 0;
+  std::uint64_t dropped = 0;
+  for (BlockId id = block.id; id != kNoBlock && index_.IsEvictable(id);) {
+    if (!IsOnDisk(index_.KeyOf(id))) break;
+    const BlockId parent = index_.Find(index_.ParentKeyOf(id));
+    DropBlock(id);
+    ++dropped;
+    id = parent;
+  }
+  return dropped;
 }
 
 bool NamespaceStore::DropDamaged(BlockRef block) {
@@ -229,6 +286,8 @@ NamespaceStatus NamespaceStore::Status() const {
   status.tenant = tenant_;
   status.spec = spec_;
   status.blocks = index_.visible_count();
+  const DiskNamespace* on_disk = disk();
+  status.disk_blocks = on_disk == nullptr ? 0 : on_disk->index.visible_count();
   status.incomplete_blocks = index_.incomplete_count();
   status.regions = region_count();
   for (const GroupSlots& slots : groups_) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/block_key.h"
@@ -48,8 +49,17 @@ class NamespaceStore {
   // ---- Reading ----
   // Length of the longest visible prefix.
   std::uint32_t MatchPrefix(std::span<const BlockKey> keys) const;
-  // kNoBlock: absent or not visible.
+  // In RAM; kNoBlock: absent or not visible.
   BlockId FindVisible(const BlockKey& key) const;
+  // All of the block is on disk.
+  bool IsOnDisk(const BlockKey& key) const { return DiskIndex::FindBlock(disk(), key) != kNoBlock; }
+  // What of this namespace is on disk; nullptr: nothing.
+  DiskNamespace* disk() const {
+    return shared_.disk == nullptr ? nullptr : shared_.disk->Find(fingerprint_);
+  }
+  // By part.
+  std::vector<std::uint64_t> PayloadBytes() const;
+  std::vector<std::uint64_t> SlotBytes() const;
 
   // A pinned part. The block is alive as long as its ref is; the slot keeps its bytes until it is
   // unpinned.
@@ -63,7 +73,12 @@ class NamespaceStore {
   std::uint32_t ChecksumOf(BlockId id, std::uint32_t part) const {
     return index_.PartsOf(id)[part].checksum;
   }
+  // A use, in every tier that has the block.
   void Touch(BlockRef block);
+  // 0: it is not in RAM.
+  UseSequence LastUse(const BlockKey& key) const;
+  // Its last use, while it is in RAM and neither on disk nor on its way there.
+  std::optional<UseSequence> UseToWrite(BlockRef block) const;
 
   // ---- Storing ----
   // A store's chain in the index: parent and keys, kNoBlock where absent.
@@ -71,8 +86,8 @@ class NamespaceStore {
     BlockId parent = kNoBlock;
     std::vector<BlockId> blocks;
   };
-  // InvalidArgument: the parent is neither root nor in the index; a key that is known has another
-  // parent than the one before it.
+  // InvalidArgument: the parent is neither root nor in RAM nor on disk; a key that is known has
+  // another parent than the one before it.
   absl::StatusOr<Chain> LookUp(const BlockKey& parent, std::span<const BlockKey> keys) const;
   // While a chain is protected none of its blocks is evicted. Each Protect is matched by one
   // Unprotect.
@@ -104,23 +119,30 @@ class NamespaceStore {
   bool EvictOne();
   // From the directory first, then from the index; slots that no lease pins are free then.
   void DropBlock(BlockId id);
-  // Drops all, pending ones too; returns how many were visible.
+  // Drops all that is in RAM, pending ones too; returns how many were visible there and not on
+  // disk.
   std::uint64_t DropAll();
+  // Drops from RAM `block` where it is on disk too, has no child in RAM and nobody uses it; then
+  // its parent likewise, and so on. Returns how many.
+  std::uint64_t Demote(BlockRef block);
   // False: it was dropped before.
   bool DropDamaged(BlockRef block);
   // Drops blocks that have some part since `before` but still not all.
   void DropOldIncomplete(SteadyTime before);
 
   // ---- Memory ----
-  // A slot of the group, by eviction where need be; pinned once by the caller.
-  std::optional<SlotId> Reserve(std::uint32_t group);
+  // A slot of the group, by eviction where need be; pinned once by the caller. Nothing used after
+  // `youngest_victim` is evicted for it; 0: nothing at all.
+  std::optional<SlotId> Reserve(std::uint32_t group, UseSequence youngest_victim = UINT64_MAX);
   GroupSlots& group(std::uint32_t group) { return groups_[group]; }
   const GroupSlots& group(std::uint32_t group) const { return groups_[group]; }
   void AddRegion(std::uint32_t group, std::shared_ptr<Region> region, SteadyTime now);
   std::uint32_t region_count() const;
-  // No block, and no slot in use.
-  bool IsEmpty() const;
-  // An empty namespace keeps neither regions nor a directory.
+  // No block in any tier, and no slot in use.
+  bool IsEmpty() const { return HasEmptyMemory() && disk() == nullptr; }
+  // No block in RAM, and no slot in use.
+  bool HasEmptyMemory() const;
+  // A namespace without blocks in RAM keeps no regions, one without any keeps no directory.
   void RetireIfEmpty();
 
   // A region that could be given up, and how recently it was of use. No slot of it is pinned. One
@@ -162,10 +184,20 @@ class NamespaceStore {
     std::uint64_t evictions_since_asked = 0;
   };
   GroupNotes& notes(std::uint32_t group) { return notes_[group]; }
+  // Blocks in RAM that were read ahead, and that nobody has fetched yet.
+  void NoteReadAhead(const BlockKey& key) { read_ahead_.insert(key); }
+  // True: it was one of them, and is none any more.
+  bool TakeReadAhead(const BlockKey& key) {
+    return !read_ahead_.empty() && read_ahead_.erase(key) > 0;
+  }
   std::uint64_t refs = 0;  // open NamespaceRefs
   std::uint64_t fetch_hit_blocks = 0;
   std::uint64_t fetch_miss_blocks = 0;
 
+  TierIndices indices() const {
+    const DiskNamespace* on_disk = disk();
+    return {index_, on_disk == nullptr ? nullptr : &on_disk->index};
+  }
   NamespaceDirectory& directory() { return directory_; }
   const NamespaceDirectory& directory() const { return directory_; }
   const BlockIndex& index() const { return index_; }
@@ -206,6 +238,7 @@ class NamespaceStore {
   // By age. Blocks that are complete or gone by now are skipped, and swept out when they are the
   // most.
   std::deque<Incomplete> incomplete_;
+  absl::flat_hash_set<BlockKey> read_ahead_;
   std::uint64_t read_pins_ = 0;   // held by read leases
   std::uint64_t write_pins_ = 0;  // held by write leases
   std::uint64_t move_pins_ = 0;   // held by moves

@@ -37,6 +37,7 @@ void TieredStore::RequestRegionLocked(const std::shared_ptr<NamespaceStore>& ns,
 
 void TieredStore::Quiesce() {
   for (;;) {
+    WaitForDisk(SteadyTime::max(), /*all_written=*/false);
     pool_->WaitUntilSettled();
     std::uint64_t activity = 0;
     {
@@ -75,9 +76,14 @@ void TieredStore::BackgroundLoop() {
 void TieredStore::DestroyRetired() {
   std::vector<std::shared_ptr<Region>> regions;
   std::vector<std::unique_ptr<DirectorySegment>> directories;
-  MutexLock lock(mu_);
-  regions.swap(shared_.retired_regions);
-  directories.swap(shared_.retired_directories);
+  {
+    MutexLock lock(mu_);
+    regions.swap(shared_.retired_regions);
+    directories.swap(shared_.retired_directories);
+  }
+  if (disk_store_ == nullptr) return;
+  // Pinned memory would not go back to the machine with its region.
+  for (const auto& region : regions) disk_store_->UnregisterMemory(region->bytes());
 }
 
 TieredStore::RegionRequest* TieredStore::NextRequestLocked() {
@@ -86,7 +92,7 @@ TieredStore::RegionRequest* TieredStore::NextRequestLocked() {
     if (queue.empty()) return nullptr;
     const NamespaceStore& ns = *queue.front().ns;
     const GroupSlots& slots = ns.group(queue.front().group);
-    const bool forgotten = ns.refs == 0 && ns.IsEmpty();
+    const bool forgotten = ns.refs == 0 && ns.HasEmptyMemory();
     const bool served = starving_.empty() ? slots.free_count() >= slots.slots_per_region()
                                           : slots.region_count() > 0;
     if (!forgotten && !served) return &queue.front();
@@ -107,7 +113,7 @@ bool TieredStore::ServeRequest() {
     MutexLock lock(mu_);
     const RegionRequest* request = stop_ ? nullptr : NextRequestLocked();
     if (request == nullptr) return false;
-    if (std::shared_ptr<Region> region = pool_->Take()) {
+    if (std::shared_ptr<Region> region = TakeRegion()) {
       request->ns->AddRegion(request->group, std::move(region), options_.clock->Now());
       PopRequestLocked();
       waiting_since_.reset();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tiers/directory/directory_segment.h"
+#include "tiers/nvme/disk_index.h"
 #include "tiers/policy/eviction_policy.h"
 #include "tiers/ram/region.h"
 #include "tiers/store_events.h"
@@ -16,6 +17,7 @@ namespace kavern::tiers {
 
 struct StoreShared {
   StoreEvents& events;
+  DiskIndex* disk = nullptr;  // nullptr: there is no NVMe tier
   StoreCounters counters = {};
   UseSequence last_use = 0;
   std::uint64_t assigned_regions = 0;  // owned by a namespace

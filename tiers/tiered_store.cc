@@ -1,13 +1,17 @@
 #include "tiers/tiered_store.h"
 
 #include <algorithm>
+#include <future>
+#include <random>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/copy_and_checksum.h"
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "base/units.h"
+#include "tiers/disk_jobs.h"
 #include "tiers/namespace_store.h"
 
 namespace kavern::tiers {
@@ -52,27 +56,75 @@ absl::StatusOr<std::unique_ptr<TieredStore>> TieredStore::Create(TieredStoreOpti
     return absl::InvalidArgumentError(
         absl::StrCat("eviction policy: got \"", options.eviction_policy, "\", which is unknown"));
   }
+  std::unique_ptr<DiskStore> disk;
+  if (options.disk.has_value()) {
+    options.disk->store.clock = options.clock;
+    KAVERN_ASSIGN_OR_RETURN(disk, DiskStore::Open(options.disk->store));
+  }
   KAVERN_ASSIGN_OR_RETURN(auto pool, RegionPool::Create(options.ram));
-  return std::unique_ptr<TieredStore>(new TieredStore(std::move(options), events, std::move(pool)));
+  return std::unique_ptr<TieredStore>(
+      new TieredStore(std::move(options), events, std::move(pool), std::move(disk)));
 }
 
 TieredStore::TieredStore(TieredStoreOptions options, StoreEvents& events,
-                         std::unique_ptr<RegionPool> pool)
-    : options_(std::move(options)), shared_{.events = events}, pool_(std::move(pool)) {
+                         std::unique_ptr<RegionPool> pool, std::unique_ptr<DiskStore> disk)
+    : options_(std::move(options)),
+      disk_options_(options_.disk.value_or(TieredStoreOptions::Disk{})),
+      shared_{.events = events},
+      disk_store_(std::move(disk)),
+      write_back_(
+          QueueOptions(),
+          [](const WriteBackQueue::Entry& entry) { return entry.ns->UseToWrite(entry.block); }),
+      budget_(disk_options_.write_budget, options_.clock->Now(), UINT64_MAX),
+      pool_(std::move(pool)) {
+  if (disk_store_ != nullptr) {
+    DiskIndex::Options index;
+    index.segments = disk_store_->segment_counts();
+    index.segment_bytes = disk_store_->segment_bytes();
+    index.eviction_policy = options_.eviction_policy;
+    index.on_evicted = [this](const DiskNamespace& on_disk, const BlockKey& key) {
+      OnDiskEvicted(on_disk, key);
+    };
+    index.new_epoch = [random = std::make_shared<std::random_device>()] {
+      return std::uint64_t{(*random)()} << 32 | (*random)();
+    };
+    disk_index_ = std::make_unique<DiskIndex>(std::move(index));
+    disk_store_->SetOnDeviceFailed([this](std::uint32_t device) { OnDiskFailed(device); });
+    disk_recovering_ = true;
+    shared_.disk = disk_index_.get();
+  }
   pool_->SetReadyCallback([this] {
     MutexLock lock(mu_);
     WakeLocked();
   });
-  background_ = std::thread([this] { BackgroundLoop(); });
+  background_ = NamedThread("store", [this] { BackgroundLoop(); });
+  if (disk_store_ == nullptr) return;
+  mover_ = NamedThread("disk-mover", [this] { MoverLoop(); });
+  fetch_timer_ = NamedThread("fetch-timer", [this] { FetchTimerLoop(); });
+  if (disk_options_.scrub_bytes_per_second > 0) {
+    scrubber_ = std::make_unique<Scrubber>(disk_options_.scrub_bytes_per_second,
+                                           [this] { return ScrubNext(); });
+  }
 }
 
 TieredStore::~TieredStore() {
+  scrubber_.reset();
+  Outside outside;
   {
     MutexLock lock(mu_);
     stop_ = true;
     WakeLocked();
+    mover_changed_.NotifyAll();
+    timer_changed_.NotifyAll();
+    FailQueuedLocked(absl::UnavailableError("the store ends"), &outside);
   }
+  RunOutside(outside);
   background_.join();
+  if (mover_.joinable()) mover_.join();
+  if (fetch_timer_.joinable()) fetch_timer_.join();
+  // What it has under way calls back, and asks it for nothing new any more.
+  if (disk_store_ != nullptr) disk_store_->Stop();
+  disk_store_.reset();
   pool_.reset();  // its thread calls back
 }
 
@@ -100,6 +152,8 @@ absl::StatusOr<NamespaceRef> TieredStore::OpenNamespace(const std::string& tenan
     auto ns = std::make_shared<NamespaceStore>(tenant, spec, fingerprint,
                                                MakeEvictionPolicy(options_.eviction_policy),
                                                region_bytes, shared_);
+    // What a former daemon left on disk.
+    if (ns->disk() != nullptr) ns->directory().Rebuild(ns->indices());
     found = namespaces_.emplace(fingerprint, std::move(ns)).first;
   }
   NamespaceRef ref;
@@ -161,12 +215,15 @@ StoreGrant TieredStore::GrantLocked(const std::shared_ptr<NamespaceStore>& ns,
   lease.store_ = this;
   lease.ns_ = ns;
   lease.part_ = part;
+  if (options_.disk.has_value()) {
+    lease.durability_ = request.durability.value_or(disk_options_.durability);
+  }
   lease.slot_bytes_ = slot_bytes;
   lease.grants_.reserve(wanted);
   grant.outcomes.assign(blocks.size(), StoreOutcome::kDeclined);
   std::size_t i = 0;
   for (; i < blocks.size(); ++i) {
-    if (ns->HasPart(blocks[i], part)) {
+    if (ns->HasPart(blocks[i], part) || (blocks[i] == kNoBlock && ns->IsOnDisk(request.keys[i]))) {
       grant.outcomes[i] = StoreOutcome::kExists;
       ++shared_.counters.store_exists_blocks;
       continue;
@@ -199,10 +256,16 @@ StoreGrant TieredStore::GrantLocked(const std::shared_ptr<NamespaceStore>& ns,
 void TieredStore::TakeRegionsLocked(const std::shared_ptr<NamespaceStore>& ns, std::uint32_t group,
                                     std::uint64_t slots) {
   while (ns->group(group).free_count() < slots && !OthersStarveLocked(*ns, group)) {
-    std::shared_ptr<Region> region = pool_->Take();
+    std::shared_ptr<Region> region = TakeRegion();
     if (region == nullptr) return;
     ns->AddRegion(group, std::move(region), options_.clock->Now());
   }
+}
+
+std::shared_ptr<Region> TieredStore::TakeRegion() {
+  std::shared_ptr<Region> region = pool_->Take();
+  if (region != nullptr && disk_store_ != nullptr) disk_store_->RegisterMemory(region->bytes());
+  return region;
 }
 
 std::string TieredStore::DeclineReasonLocked(const NamespaceStore& ns, std::uint32_t group) const {
@@ -213,7 +276,8 @@ std::string TieredStore::DeclineReasonLocked(const NamespaceStore& ns, std::uint
 }
 
 absl::StatusOr<std::uint32_t> TieredStore::CommitStore(WriteLease& lease, std::uint32_t first,
-                                                       std::span<const std::uint32_t> checksums) {
+                                                       std::span<const std::uint32_t> checksums,
+                                                       DurableDone done) {
   if (first > lease.size() || checksums.size() > lease.size() - first) {
     return absl::InvalidArgumentError(
         absl::StrCat("first, checksums: got blocks ", first, " to ", first + checksums.size(),
@@ -226,29 +290,49 @@ absl::StatusOr<std::uint32_t> TieredStore::CommitStore(WriteLease& lease, std::u
           absl::StrCat("first: ", grant.key.ToHex(), " was committed before"));
     }
   }
-  if (grants.empty()) return 0;
+  Calls calls;
+  const std::uint32_t published = [&] {
+    MutexLock lock(mu_);
+    return PublishLocked(lease, grants, checksums, std::move(done), &calls);
+  }();
+  Make(calls);
+  return published;
+}
+
+std::uint32_t TieredStore::PublishLocked(WriteLease& lease, std::span<WriteLease::Grant> grants,
+                                         std::span<const std::uint32_t> checksums, DurableDone done,
+                                         Calls* calls) {
   const SteadyTime now = options_.clock->Now();
-  MutexLock lock(mu_);
-  NamespaceStore& ns = *lease.ns_;
   std::uint32_t published = 0;
+  std::vector<BlockKey> complete;
   for (std::size_t i = 0; i < grants.size(); ++i) {
     WriteLease::Grant& grant = grants[i];
     grant.done = true;
     ++lease.done_;
-    switch (ns.CommitWrite({grant.block, grant.slot}, lease.part_, checksums[i], now)) {
-      case NamespaceStore::CommitOutcome::kGone:
-        continue;
-      case NamespaceStore::CommitOutcome::kRaced:
-        ++shared_.counters.store_raced_blocks;
-        break;
-      case NamespaceStore::CommitOutcome::kCommitted:
-        ++shared_.counters.store_blocks;
-        shared_.counters.store_bytes += grant.extent.length;
-        break;
-    }
+    const auto outcome =
+        lease.ns_->CommitWrite({grant.block, grant.slot}, lease.part_, checksums[i], now);
+    if (outcome == NamespaceStore::CommitOutcome::kGone) continue;
     ++published;
+    const bool is_complete = lease.ns_->index().IsVisible(grant.block.id);
+    if (is_complete) complete.push_back(grant.key);
+    if (outcome == NamespaceStore::CommitOutcome::kRaced) {
+      ++shared_.counters.store_raced_blocks;
+    } else {
+      ++shared_.counters.store_blocks;
+      shared_.counters.store_bytes += grant.extent.length;
+    }
   }
-  for (auto grant = grants.rbegin(); grant != grants.rend(); ++grant) ns.Touch(grant->block);
+  for (auto grant = grants.rbegin(); grant != grants.rend(); ++grant) {
+    lease.ns_->Touch(grant->block);
+  }
+  if (disk_store_ != nullptr) {
+    for (const BlockKey& key : complete) QueueWriteLocked(lease.ns_, key, lease.durability_);
+  }
+  if (done != nullptr) {
+    const bool waits = disk_store_ != nullptr && lease.durability_ == DiskDurability::kStrict;
+    if (!waits) complete.clear();
+    AwaitDurableLocked(lease.ns_, complete, std::move(done), calls);
+  }
   SettleLocked(lease.ns_);
   return published;
 }
@@ -266,8 +350,7 @@ void TieredStore::EndWrite(WriteLease& lease) {
 absl::StatusOr<FetchResult> TieredStore::Fetch(const NamespaceRef& ns,
                                                std::span<const BlockKey> keys, std::uint32_t shard,
                                                std::uint32_t group, std::uint64_t lease_bytes_max) {
-  KAVERN_RETURN_IF_ERROR(CheckPart(ns.ns_->layout(), shard, group));
-  if (keys.empty()) return absl::InvalidArgumentError("keys: got none, expected at least one");
+  KAVERN_RETURN_IF_ERROR(CheckFetch(ns, keys, shard, group));
   FetchResult result;  // before the lock: a lease that is given up takes it
   const std::uint64_t parts_max = lease_bytes_max / ns.ns_->layout().SlotBytes(group);
   std::vector<BlockId> blocks;
@@ -284,15 +367,31 @@ absl::StatusOr<FetchResult> TieredStore::Fetch(const NamespaceRef& ns,
                                                      parts_max, " more of this size"));
   }
   PinLocked(ns.ns_, blocks, shard, group, &result);
-  const std::vector<ReadLease::Pinned>& pinned = result.lease.pinned_;
-  for (auto pin = pinned.rbegin(); pin != pinned.rend(); ++pin) ns.ns_->Touch(pin->block);
-  const std::uint64_t hits = pinned.size();
-  ns.ns_->fetch_hit_blocks += hits;
-  ns.ns_->fetch_miss_blocks += result.missing.size();
-  shared_.counters.fetch_hit_blocks += hits;
-  shared_.counters.fetch_miss_blocks += result.missing.size();
-  shared_.counters.fetch_bytes += hits * ns.ns_->layout().PartBytes(group);
+  std::vector<BlockRef> hits;
+  hits.reserve(result.lease.pinned_.size());
+  for (const ReadLease::Pinned& pin : result.lease.pinned_) hits.push_back(pin.block);
+  CountFetchLocked(*ns.ns_, group, hits, 0, result.missing.size());
   return result;
+}
+
+absl::Status TieredStore::CheckFetch(const NamespaceRef& ns, std::span<const BlockKey> keys,
+                                     std::uint32_t shard, std::uint32_t group) const {
+  KAVERN_RETURN_IF_ERROR(CheckPart(ns.ns_->layout(), shard, group));
+  if (keys.empty()) return absl::InvalidArgumentError("keys: got none, expected at least one");
+  return absl::OkStatus();
+}
+
+void TieredStore::CountFetchLocked(NamespaceStore& ns, std::uint32_t group,
+                                   std::span<const BlockRef> hits, std::uint64_t from_disk,
+                                   std::uint64_t misses) {
+  for (auto hit = hits.rbegin(); hit != hits.rend(); ++hit) ns.Touch(*hit);
+  ns.fetch_hit_blocks += hits.size();
+  ns.fetch_miss_blocks += misses;
+  shared_.counters.fetch_hit_blocks += hits.size();
+  shared_.counters.fetch_disk_blocks += from_disk;
+  shared_.counters.fetch_disk_bytes += from_disk * ns.layout().PartBytes(group);
+  shared_.counters.fetch_miss_blocks += misses;
+  shared_.counters.fetch_bytes += hits.size() * ns.layout().PartBytes(group);
 }
 
 void TieredStore::PinLocked(const std::shared_ptr<NamespaceStore>& ns,
@@ -315,6 +414,7 @@ void TieredStore::PinLocked(const std::shared_ptr<NamespaceStore>& ns,
     lease.parts_.push_back(
         {i, ns->group(group).ExtentOf(pin->slot), ns->ChecksumOf(blocks[i], part)});
     lease.pinned_.push_back({pin->block, pin->slot});
+    if (ns->TakeReadAhead(ns->index().KeyOf(blocks[i]))) ++shared_.counters.read_ahead_used_blocks;
   }
 }
 
@@ -329,6 +429,18 @@ void TieredStore::EndRead(ReadLease& lease) {
 std::uint32_t TieredStore::Match(const NamespaceRef& ns, std::span<const BlockKey> keys) const {
   MutexLock lock(mu_);
   return ns.ns_->MatchPrefix(keys);
+}
+
+std::vector<Tier> TieredStore::MatchTiers(const NamespaceRef& ns,
+                                          std::span<const BlockKey> keys) const {
+  std::vector<Tier> tiers;
+  MutexLock lock(mu_);
+  for (const BlockKey& key : keys) {
+    const bool in_ram = ns.ns_->FindVisible(key) != kNoBlock;
+    if (!in_ram && !ns.ns_->IsOnDisk(key)) break;
+    tiers.push_back(in_ram ? Tier::kRam : Tier::kNvme);
+  }
+  return tiers;
 }
 
 // ---- Dropping ----
@@ -351,14 +463,42 @@ absl::StatusOr<bool> TieredStore::CheckSuspect(const NamespaceRef& ns, const Blo
 }
 
 absl::StatusOr<std::uint64_t> TieredStore::Purge(const NamespaceFingerprint& fingerprint) {
-  MutexLock lock(mu_);
-  const auto found = namespaces_.find(fingerprint);
-  if (found == namespaces_.end()) {
+  std::uint64_t visible = 0;
+  bool known = false;
+  std::promise<absl::Status> purged;
+  {
+    MutexLock lock(mu_);
+    const auto found = namespaces_.find(fingerprint);
+    DiskNamespace* on_disk = disk_index_ == nullptr ? nullptr : disk_index_->Find(fingerprint);
+    if (disk_recovering_) {
+      return absl::UnavailableError("what is on disk is still being read: try again");
+    }
+    known = found != namespaces_.end() || on_disk != nullptr;
+    const std::shared_ptr<NamespaceStore> ns = found == namespaces_.end() ? nullptr : found->second;
+    if (ns != nullptr) visible = ns->DropAll();
+    std::vector<DiskPlace> places;
+    if (on_disk != nullptr) {
+      const std::vector<BlockKey> keys = on_disk->index.AllKeys();
+      visible += disk_index_->DropAll(*on_disk, &places);
+      if (ns != nullptr) {
+        for (const BlockKey& key : keys) ns->directory().Update(key, ns->indices());
+      }
+      disk_index_->Settle(fingerprint);
+    }
+    // Also where nothing is known of it by now: what was evicted left its headers there, and comes
+    // back with a restart.
+    if (disk_store_ == nullptr) {
+      purged.set_value(absl::OkStatus());
+    } else {
+      disk_store_->Purge(fingerprint, places,
+                         [&purged](absl::Status status) { purged.set_value(std::move(status)); });
+    }
+    if (ns != nullptr) SettleLocked(ns);
+  }
+  KAVERN_RETURN_IF_ERROR(purged.get_future().get());
+  if (!known) {
     return absl::NotFoundError(absl::StrCat("namespace ", fingerprint.ToHex(), " is not known"));
   }
-  const std::shared_ptr<NamespaceStore> ns = found->second;
-  const std::uint64_t visible = ns->DropAll();
-  SettleLocked(ns);
   return visible;
 }
 
@@ -392,13 +532,16 @@ void TieredStore::Housekeep() {
   }
   for (const std::shared_ptr<NamespaceStore>& ns : all) {
     MutexLock lock(mu_);
-    if (ns->IsEmpty()) continue;
     ns->DropOldIncomplete(before);
-    ns->directory().Retry(ns->index());
+    ns->directory().Retry(ns->indices());
     SettleLocked(ns);
   }
   MutexLock lock(mu_);
   if (!starving_.empty() || !growing_.empty()) WakeLocked();
+  if (disk_store_ != nullptr) {
+    write_due_ = true;  // by the clock, perhaps
+    mover_changed_.NotifyAll();
+  }
 }
 
 // ---- Facts ----
@@ -417,6 +560,7 @@ StoreStatus TieredStore::GetStatus() const {
     status.namespaces_degraded += ns->directory().degraded() ? 1 : 0;
     status.blocks += ns->index().visible_count();
   }
+  status.disk = DiskStatusLocked();
   return status;
 }
 
@@ -437,6 +581,11 @@ absl::Status TieredStore::Audit() const {
   MutexLock lock(mu_);
   const RegionPool::Status pool = pool_->GetStatus();
   std::uint64_t regions = 0;
+  if (disk_index_ != nullptr && !disk_recovering_) {
+    if (const std::string wrong = disk_index_->Audit(); !wrong.empty()) {
+      return absl::InternalError(wrong);
+    }
+  }
   for (const auto& [fingerprint, ns] : namespaces_) {
     KAVERN_RETURN_IF_ERROR(ns->Audit());
     if (ns->IsEmpty() && ns->refs == 0) {

@@ -6,17 +6,21 @@
 #ifndef KAVERN_TIERS_TIERED_STORE_H_
 #define KAVERN_TIERS_TIERED_STORE_H_
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,14 +28,21 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "base/namespace_spec.h"
+#include "base/tier.h"
+#include "tiers/fetch.h"
 #include "tiers/index/block_index.h"
 #include "tiers/leases.h"
+#include "tiers/nvme/disk_index.h"
+#include "tiers/nvme/disk_store.h"
+#include "tiers/policy/write_budget.h"
 #include "tiers/ram/region.h"
 #include "tiers/ram/region_pool.h"
 #include "tiers/ram/slot_allocator.h"
+#include "tiers/scrubber.h"
 #include "tiers/store_events.h"
 #include "tiers/store_shared.h"
 #include "tiers/store_status.h"
+#include "tiers/write_back_queue.h"
 
 namespace kavern::tiers {
 
@@ -50,6 +61,32 @@ struct TieredStoreOptions {
   // Housekeep().
   std::chrono::milliseconds grant_patience{1000};
   const Clock* clock = &Clock::System();
+
+  struct Disk {
+    DiskStoreOptions store;
+    // What a block that is written survives, where its store does not say.
+    DiskDurability durability = DiskDurability::kBatch;
+    WriteBackMode write_back = WriteBackMode::kEager;
+    std::chrono::milliseconds write_back_idle{10000};  // for WriteBackMode::kIdle
+    // Percent of RAM that can be evicted without a loss, in the modes that are not eager.
+    std::uint32_t clean_percent = 25;
+    WriteBudget::Options write_budget;
+    // Parts on their way to disk at a time: they stay in RAM until they are written.
+    std::uint64_t write_back_bytes_max = std::uint64_t{256} << 20;
+    // What is read in the background to find damage early; 0: nothing.
+    std::uint64_t scrub_bytes_per_second = 0;
+    // A strict commit that waits longer for the disk is answered without.
+    std::chrono::milliseconds write_timeout{10000};
+    // A fetch that waits longer for the disk goes on without.
+    std::chrono::milliseconds read_timeout{5000};
+    // RAM that is being filled from disk at a time (one block at least); what is beyond it waits,
+    // fetches before prefetches, each in order of arrival.
+    std::uint64_t promotion_bytes_max = std::uint64_t{256} << 20;
+    // After a fetch from disk: how many of the blocks that continue its chain there are read, too,
+    // into RAM that is free.
+    std::uint64_t read_ahead_blocks = 0;
+  };
+  std::optional<Disk> disk;  // none: there is no NVMe tier
 };
 
 enum class StoreOutcome : std::uint8_t { kGranted = 1, kExists = 2, kDeclined = 3 };
@@ -60,6 +97,8 @@ struct StoreRequest {
   std::uint32_t shard = 0;
   std::uint32_t group = 0;
   std::uint64_t grant_bytes_max = UINT64_MAX;  // what the session's lease quota still allows
+  // nullopt: as configured. Of no meaning without disks.
+  std::optional<DiskDurability> durability = {};
 };
 
 struct StoreGrant {
@@ -105,8 +144,20 @@ class TieredStore {
   // were dropped meanwhile (purged, expired) and publish nothing. The blocks that are visible then
   // are touched leaf to root; their ancestors outside the range are not: whoever fetched them did.
   // InvalidArgument for a range outside the lease or done before.
+  //
+  // `done` is for leases that are strict: unless the call fails it is called once, with no lock
+  // held, in this call or later in a thread of the store, when every block that is complete with
+  // this commit is flushed and in the catalog, or will not be. At once for other leases.
+  struct Durable {
+    std::uint32_t blocks = 0;  // of those published: durable
+    std::string reason;        // why not all of them; empty: all, or the lease is not strict
+  };
+  using DurableDone = std::function<void(Durable)>;
   absl::StatusOr<std::uint32_t> CommitStore(WriteLease& lease, std::uint32_t first,
-                                            std::span<const std::uint32_t> checksums);
+                                            std::span<const std::uint32_t> checksums,
+                                            DurableDone done = nullptr);
+
+  bool has_disk() const { return options_.disk.has_value(); }
 
   // Pins what is visible of `keys` for reading; a missing key does not stop the later ones. Touches
   // leaf to root. InvalidArgument: no keys; shard or group out of range. ResourceExhausted when
@@ -115,7 +166,25 @@ class TieredStore {
                                     std::uint32_t shard, std::uint32_t group,
                                     std::uint64_t lease_bytes_max = UINT64_MAX);
 
-  // Length of the longest visible prefix of `keys`. Touches nothing.
+  // The same, with what is on disk: it is read into RAM, beside other such reads. The first event
+  // comes within this call: everything that is in RAM, and what is nowhere. The others follow as
+  // reads end. Errors as Fetch, and then there is no event; the quota counts what is on disk, too.
+  // Dropping the ticket ends the fetch.
+  absl::StatusOr<FetchTicket> FetchAsync(const NamespaceRef& ns, const FetchRequest& request,
+                                         FetchSink sink);
+  // All events in one, waiting for the last.
+  absl::StatusOr<FetchEvent> FetchAll(const NamespaceRef& ns, const FetchRequest& request);
+
+  // Brings blocks from disk into RAM, all their parts; pins nothing. Waits behind every fetch, and
+  // evicts nothing that was used since this call. The first news comes within this call.
+  // InvalidArgument: no keys.
+  absl::StatusOr<FetchTicket> Prefetch(const NamespaceRef& ns, std::span<const BlockKey> keys,
+                                       PrefetchSink sink);
+
+  // The fastest tier of each block of the longest prefix of `keys` that is visible in RAM or on
+  // disk. Touches nothing.
+  std::vector<Tier> MatchTiers(const NamespaceRef& ns, std::span<const BlockKey> keys) const;
+  // Its length.
   std::uint32_t Match(const NamespaceRef& ns, std::span<const BlockKey> keys) const;
 
   // Somebody read bytes that failed their checksum. Checks for itself, outside the lock, and drops
@@ -124,9 +193,14 @@ class TieredStore {
   absl::StatusOr<bool> CheckSuspect(const NamespaceRef& ns, const BlockKey& key,
                                     std::uint32_t shard, std::uint32_t group);
 
-  // Forgets all blocks of a namespace, pending ones too: their writers' commits then publish
-  // nothing. Returns how many were visible. NotFound.
+  // Forgets all blocks of a namespace, in every tier, pending ones too: their writers' commits then
+  // publish nothing. Returns how many were visible. Waits until the disk will never know them
+  // again. NotFound.
   absl::StatusOr<std::uint64_t> Purge(const NamespaceFingerprint& fingerprint);
+
+  // Drops from RAM what is on disk too, but for what is leased: the next fetch reads it there.
+  // Returns how many blocks. What is not written back yet stays: Quiesce() first.
+  std::uint64_t Demote();
 
   // Hands the present directory of the namespace (if it has one) to StoreEvents::OnDirectory again:
   // for a session that has just opened it.
@@ -143,8 +217,17 @@ class TieredStore {
   void Housekeep();
 
   // Blocks until the background has nothing to do that earlier calls caused: population settled,
-  // rebalancing finished or waiting for somebody else (a lease, a client's mapping, memory).
+  // rebalancing finished or waiting for somebody else (a lease, a client's mapping, memory), what
+  // is stored written back, reads of the disk ended.
   void Quiesce();
+  // Writes back what is not on disk yet, for at most `patience`. False: some is left.
+  bool WriteBack(std::chrono::milliseconds patience);
+
+  // Reads and verifies the next block on disk, and drops it if it is damaged. Returns how many
+  // bytes it read; 0: there is nothing to read, or it cannot be read now. Waits for the disk. What
+  // the scrubber's thread calls, options.disk.scrub_bytes_per_second permitting; one caller at a
+  // time.
+  std::uint64_t ScrubNext();
 
   // The process is about to end, and clients may still hold leases: what they have mapped stays
   // readable. Called before their sessions are ended.
@@ -176,7 +259,10 @@ class TieredStore {
     std::uint64_t region_id = 0;
   };
 
-  TieredStore(TieredStoreOptions options, StoreEvents& events, std::unique_ptr<RegionPool> pool);
+  TieredStore(TieredStoreOptions options, StoreEvents& events, std::unique_ptr<RegionPool> pool,
+              std::unique_ptr<DiskStore> disk);
+
+  using Calls = std::vector<std::function<void()>>;  // to be made, without the lock
 
   // What the leases' destructors call.
   void CloseNamespace(NamespaceRef& ref);
@@ -186,6 +272,10 @@ class TieredStore {
   // `blocks` are the request's keys in the index, protected from eviction.
   StoreGrant GrantLocked(const std::shared_ptr<NamespaceStore>& ns, const StoreRequest& request,
                          std::span<const BlockId> blocks) KAVERN_REQUIRES(mu_);
+  // Ends the writes of `grants`, and what follows from that.
+  std::uint32_t PublishLocked(WriteLease& lease, std::span<WriteLease::Grant> grants,
+                              std::span<const std::uint32_t> checksums, DurableDone done,
+                              Calls* calls) KAVERN_REQUIRES(mu_);
   void PinLocked(const std::shared_ptr<NamespaceStore>& ns, std::span<const BlockId> blocks,
                  std::uint32_t shard, std::uint32_t group, FetchResult* result)
       KAVERN_REQUIRES(mu_);
@@ -193,6 +283,8 @@ class TieredStore {
   // namespace.
   void TakeRegionsLocked(const std::shared_ptr<NamespaceStore>& ns, std::uint32_t group,
                          std::uint64_t slots) KAVERN_REQUIRES(mu_);
+  // Out of the pool, and known to the disks from then on; nullptr: none is ready.
+  std::shared_ptr<Region> TakeRegion();
   std::string DeclineReasonLocked(const NamespaceStore& ns, std::uint32_t group) const
       KAVERN_REQUIRES(mu_);
   // After blocks or leases went: an empty namespace gives its memory back, and is forgotten when no
@@ -214,7 +306,119 @@ class TieredStore {
       KAVERN_REQUIRES(mu_);
   void Drain(const Donor& donor);
 
+  absl::Status CheckFetch(const NamespaceRef& ns, std::span<const BlockKey> keys,
+                          std::uint32_t shard, std::uint32_t group) const;
+  // Touches what was fetched, leaf to root, and counts. `from_disk`: how many of `hits`.
+  void CountFetchLocked(NamespaceStore& ns, std::uint32_t group, std::span<const BlockRef> hits,
+                        std::uint64_t from_disk, std::uint64_t misses) KAVERN_REQUIRES(mu_);
+
+  // ---- Fetches that wait (waiting_fetch.cc; jobs in disk_jobs.h) ----
+  struct Waiting;
+  // A block on its way from disk into RAM, and one the other way.
+  struct Promotion;
+  struct WriteJob;
+  struct DurableWait;
+  // What is found out under the lock and done without it.
+  struct Outside;
+
+  void RunOutside(Outside& outside);
+  void Deliver(const std::shared_ptr<Waiting>& waiting);
+  static bool HasNewsLocked(const Waiting& waiting);
+  static FetchEvent TakeEventLocked(Waiting& waiting);
+  // To be delivered, unless that is under way.
+  static void AddNewsLocked(const std::shared_ptr<Waiting>& waiting, Outside* outside);
+  // Waits for key `index` of the request, if it is on disk. False: it is not.
+  bool AwaitLocked(const std::shared_ptr<Waiting>& waiting, const BlockKey& key,
+                   std::uint32_t index, UseSequence youngest_victim) KAVERN_REQUIRES(mu_);
+  FetchTicket BeginWaitLocked(const std::shared_ptr<Waiting>& waiting, Outside* outside)
+      KAVERN_REQUIRES(mu_);
+  // What became of key `index`; `id` is kNoBlock where it failed.
+  void ResolveLocked(const std::shared_ptr<Waiting>& waiting, std::uint32_t index, BlockId id,
+                     const absl::Status& status, Outside* outside) KAVERN_REQUIRES(mu_);
+  void EndWaitLocked(const std::shared_ptr<Waiting>& waiting) KAVERN_REQUIRES(mu_);
+  void CancelWait(const std::shared_ptr<Waiting>& waiting);
+  // Whoever waited too long goes on without; what is being read goes on into RAM.
+  void ExpireWaitingLocked(SteadyTime now, Outside* outside) KAVERN_REQUIRES(mu_);
+  void FetchTimerLoop();
+
+  // ---- Disk into RAM (promotion.cc) ----
+  std::shared_ptr<Promotion> QueuePromotionLocked(const std::shared_ptr<NamespaceStore>& ns,
+                                                  const BlockKey& key, bool for_fetch,
+                                                  UseSequence youngest_victim) KAVERN_REQUIRES(mu_);
+  void ReadAheadLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& last)
+      KAVERN_REQUIRES(mu_);
+  // As many of those that are queued as promotion_bytes_max allows.
+  void BeginPromotionsLocked(Outside* outside) KAVERN_REQUIRES(mu_);
+  void BeginPromotionLocked(const std::shared_ptr<Promotion>& promotion, Outside* outside)
+      KAVERN_REQUIRES(mu_);
+  absl::Status ReserveSlotsLocked(Promotion& promotion) KAVERN_REQUIRES(mu_);
+  void EndRead(const std::shared_ptr<Promotion>& promotion, absl::Status status);
+  void EndPromotionLocked(Promotion& promotion, Outside* outside) KAVERN_REQUIRES(mu_);
+  void NotePromotedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
+  void NoteFailedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
+  // Takes what nobody waits for any more out of the queues.
+  void DropUnwantedLocked(Outside* outside) KAVERN_REQUIRES(mu_);
+  void FailQueuedLocked(const absl::Status& status, Outside* outside) KAVERN_REQUIRES(mu_);
+  void DropFromDiskLocked(NamespaceStore& ns, DiskNamespace& on_disk, BlockId id)
+      KAVERN_REQUIRES(mu_);
+
+  // ---- Disk (write_back.cc, disk_mover.cc) ----
+  void MoverLoop();
+  void RecoverDisk();
+  // Until something is due by the clock, or somebody says that there is work.
+  void MoverSleepLocked(SteadyTime now) KAVERN_REQUIRES(mu_);
+  bool DiskIdleLocked(bool all_written) const KAVERN_REQUIRES(mu_);
+  bool WaitForDisk(SteadyTime deadline, bool all_written);
+  WriteBackQueue::Options QueueOptions() const;
+
+  // Unless it is on disk, or on its way there. A strict one brings its ancestors along: without
+  // them nobody finds it.
+  void QueueWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
+                        DiskDurability durability) KAVERN_REQUIRES(mu_);
+  void PushWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
+                       DiskDurability durability) KAVERN_REQUIRES(mu_);
+  std::shared_ptr<WriteJob> NextWriteLocked(SteadyTime now, Calls* calls) KAVERN_REQUIRES(mu_);
+  std::shared_ptr<WriteJob> BeginWriteLocked(const WriteBackQueue::Entry& entry, Calls* calls)
+      KAVERN_REQUIRES(mu_);
+  void CountLostLocked(const std::deque<WriteBackQueue::Entry>& lost, Calls* calls)
+      KAVERN_REQUIRES(mu_);
+  void RunWrite(const std::shared_ptr<WriteJob>& job);
+  absl::Status PrepareWrite(const WriteJob& job);
+  void EndWritten(const std::shared_ptr<WriteJob>& job, const absl::Status& status);
+  void EndDurable(const std::shared_ptr<WriteJob>& job, const absl::Status& status);
+  // The job is done. It is finished after that of its parent, where that is under way: a child
+  // without its parent would be the first to be evicted.
+  void EndJobLocked(const std::shared_ptr<WriteJob>& job, Calls* calls) KAVERN_REQUIRES(mu_);
+  void FinishWriteLocked(WriteJob& job, Calls* calls) KAVERN_REQUIRES(mu_);
+
+  // ---- Strict commits ----
+  void AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns, std::span<const BlockKey> keys,
+                          DurableDone done, Calls* calls) KAVERN_REQUIRES(mu_);
+  // What is known of a block that somebody may wait for; `reason` is empty when it is durable.
+  void SettleDurableLocked(const NamespaceStore* ns, const BlockKey& key, std::string_view reason,
+                           Calls* calls) KAVERN_REQUIRES(mu_);
+  void SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key)
+      KAVERN_REQUIRES(mu_);
+  static void SettleOne(const std::shared_ptr<DurableWait>& wait, std::string_view reason,
+                        Calls* calls);
+  void ExpireCommitsLocked(SteadyTime now, Calls* calls) KAVERN_REQUIRES(mu_);
+  static void Make(const Calls& calls);
+
+  // The budget outlives the daemon, to within kBudgetSaveInterval.
+  void LoadBudgetLocked() KAVERN_REQUIRES(mu_);
+  bool BudgetIsToBeSavedLocked(SteadyTime now) const KAVERN_REQUIRES(mu_);
+  void SaveBudget();
+  // The index calls it, which nobody uses without the lock.
+  void OnDiskEvicted(const DiskNamespace& on_disk,
+                     const BlockKey& key) KAVERN_NO_THREAD_SAFETY_ANALYSIS;
+  void OnDiskFailed(std::uint32_t device);
+  void RetireDiskLocked(std::uint32_t device, Calls* calls) KAVERN_REQUIRES(mu_);
+  DiskStatus DiskStatusLocked() const KAVERN_REQUIRES(mu_);
+  // What was read of it is wrong. RAM's copy, if there is one, is written anew.
+  void DropDamagedLocked(DiskNamespace& on_disk, BlockId id) KAVERN_REQUIRES(mu_);
+
   const TieredStoreOptions options_;
+  const TieredStoreOptions::Disk disk_options_;  // of no meaning where has_disk() is false
 
   mutable Mutex mu_;
   StoreShared shared_ KAVERN_GUARDED_BY(mu_);
@@ -238,9 +442,45 @@ class TieredStore {
   CondVar wake_changed_;
   CondVar idle_changed_;
 
+  // What the index holds is guarded by mu_ too.
+  std::unique_ptr<DiskStore> disk_store_;  // nullptr: there is no NVMe tier
+  std::unique_ptr<DiskIndex> disk_index_;
+  WriteBackQueue write_back_ KAVERN_GUARDED_BY(mu_);
+  bool write_due_ KAVERN_GUARDED_BY(mu_) = false;       // something in it may be due
+  std::uint64_t write_all_ KAVERN_GUARDED_BY(mu_) = 0;  // callers who wait until it is empty
+  std::optional<SteadyTime> budget_waits_until_ KAVERN_GUARDED_BY(mu_);
+  WriteBudget budget_ KAVERN_GUARDED_BY(mu_);
+  SteadyTime budget_saved_ KAVERN_GUARDED_BY(mu_);
+  std::uint64_t budget_saved_bytes_ KAVERN_GUARDED_BY(mu_) = 0;
+  absl::flat_hash_map<std::pair<const NamespaceStore*, BlockKey>,
+                      std::vector<std::shared_ptr<DurableWait>>>
+      durable_waits_ KAVERN_GUARDED_BY(mu_);
+  std::deque<std::shared_ptr<DurableWait>> commits_waiting_ KAVERN_GUARDED_BY(mu_);  // by deadline
+  std::uint64_t writing_bytes_ KAVERN_GUARDED_BY(mu_) = 0;  // of RAM pinned by write jobs
+  // Until they are finished, by the numbers of their reservations.
+  absl::flat_hash_map<std::uint64_t, std::shared_ptr<WriteJob>> write_jobs_ KAVERN_GUARDED_BY(mu_);
+  absl::flat_hash_map<std::pair<const NamespaceStore*, BlockKey>, std::shared_ptr<Promotion>>
+      promotions_ KAVERN_GUARDED_BY(mu_);
+  // Fetches first, then prefetches and what is read ahead. One that was taken out or moved to the
+  // other queue is skipped.
+  std::array<std::deque<std::shared_ptr<Promotion>>, 2> promotion_queues_ KAVERN_GUARDED_BY(mu_);
+  std::uint64_t promoting_bytes_ KAVERN_GUARDED_BY(mu_) = 0;  // of RAM that is being filled
+  std::uint64_t queued_promotions_ KAVERN_GUARDED_BY(mu_) = 0;
+  absl::btree_set<std::pair<SteadyTime, std::shared_ptr<Waiting>>> waiting_ KAVERN_GUARDED_BY(mu_);
+  bool disk_recovering_ KAVERN_GUARDED_BY(mu_) = false;
+  absl::Status disk_failure_ KAVERN_GUARDED_BY(mu_);
+  DiskStore::Recovery recovery_ KAVERN_GUARDED_BY(mu_);
+  double recovery_seconds_ KAVERN_GUARDED_BY(mu_) = 0;
+  CondVar mover_changed_;
+  DiskIndex::Cursor scrubbed_ KAVERN_GUARDED_BY(mu_);
+  CondVar timer_changed_;
+
   std::unique_ptr<RegionPool>
       pool_;  // guards itself; its lock may be taken under mu_, never mu_ under its
   std::thread background_;
+  std::thread mover_;
+  std::unique_ptr<Scrubber> scrubber_;  // calls ScrubNext()
+  std::thread fetch_timer_;
 };
 
 }  // namespace kavern::tiers

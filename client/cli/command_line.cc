@@ -1,9 +1,12 @@
 #include "client/cli/command_line.h"
 
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "base/nearest_word.h"
 #include "base/units.h"
 #include "client/cli/commands.h"
 #include "client/version.h"
@@ -14,6 +17,12 @@ namespace {
 constexpr char kFooter[] =
     "Exit codes: 0 done; 1 the command found what must not be (wrong bytes, a failing check);\n"
     "2 wrong arguments or input; 3 no daemon at the address; 4 the daemon refused.";
+
+// Empty, or what is wrong with it.
+std::string IsBytes(const std::string& text) {
+  const auto bytes = ParseBytes(text);
+  return bytes.ok() ? std::string() : std::string(bytes.status().message());
+}
 
 void AddLayoutOptions(CLI::App& command, LayoutOptions& options) {
   std::string known;
@@ -106,6 +115,11 @@ void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run) {
       "--deterministic", replay.deterministic,
       "One worker that waits for the daemon's background after each request: the hits are "
       "a function of trace and capacity");
+  command
+      ->add_option("--await-daemon-ms", options->await_daemon_ms,
+                   "A worker whose daemon went away waits this long for the next one, and the "
+                   "report tells what was hit before and after; 0: it goes on without")
+      ->capture_default_str();
   command->callback([&run, &global, options] {
     run = [&global, options] { return RunReplayCommand(global, *options); };
   });
@@ -114,17 +128,25 @@ void RegisterReplay(CLI::App& app, const GlobalOptions& global, Runner& run) {
 void RegisterBench(CLI::App& app, const GlobalOptions& global, Runner& run) {
   CLI::App* command = app.add_subcommand(
       "bench",
-      "Measure an idle daemon against memcpy, empty calls and libcrypto; evicts what it holds");
-  auto repetitions = std::make_shared<int>(5);
-  auto targets_only = std::make_shared<bool>(false);
-  command->add_option("--repetitions", *repetitions, "Of every measurement; the median counts")
+      "Measure an idle daemon against memcpy, empty calls, libcrypto and fio; evicts what it "
+      "holds");
+  auto options = std::make_shared<BenchOptions>();
+  auto set = std::make_shared<std::string>("1GiB");
+  command
+      ->add_option("--repetitions", options->repetitions, "Of every measurement; the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_flag("--targets", *targets_only, "Only the rows that have a target, and their kin");
-  command->callback([&run, &global, repetitions, targets_only] {
-    run = [&global, repetitions, targets_only] {
-      return RunBench(global, *repetitions, *targets_only);
-    };
+  command->add_flag("--targets", options->targets_only,
+                    "Only the rows that have a target, and their kin");
+  command->add_option("--disk", options->fio_file,
+                      "Measure the NVMe tier against fio instead; fio gets this file, beside the "
+                      "daemon's, and fills it");
+  command->add_option("--disk-set", *set, "With --disk: what one pass moves")
+      ->capture_default_str()
+      ->check(IsBytes);
+  command->callback([&run, &global, options, set] {
+    options->disk_set_bytes = ParseBytes(*set).value_or(0);
+    run = [&global, options] { return RunBench(global, *options); };
   });
 }
 
@@ -172,19 +194,42 @@ void RegisterDoctor(CLI::App& app, const GlobalOptions& global, Runner& run) {
   auto options = std::make_shared<DoctorOptions>();
   auto ram = std::make_shared<std::string>();
   CLI::Option* directory =
-      command->add_option("--dir", options->directory, "Directory on the disk to look at")
+      command
+          ->add_option("--dir,--disk-path", options->directory, "Directory on the disk to look at")
           ->capture_default_str();
   command
       ->add_option("--ram", *ram, "The ram.capacity that this machine shall carry, such as 64GiB")
-      ->check([](const std::string& text) {
-        const auto bytes = ParseBytes(text);
-        return bytes.ok() ? std::string() : std::string(bytes.status().message());
-      });
+      ->check(IsBytes);
+  command->add_flag_callback(
+      "--no-disk-test", [options] { options->measure_disk = false; },
+      "Do not measure that disk, which takes five seconds");
   command->callback([&global, &run, options, ram, directory] {
     options->directory_chosen = directory->count() > 0;
     if (!ram->empty()) options->ram_bytes = ParseBytes(*ram).value_or(0);
     run = [&global, options] { return RunDoctor(global, *options); };
   });
+}
+
+void RegisterStore(CLI::App& app, const GlobalOptions& global, Runner& run) {
+  CLI::App* command = app.add_subcommand(
+      "store", "Look at the NVMe tier of a daemon that is not running, and change nothing");
+  command->require_subcommand(1);
+  auto options = std::make_shared<StoreOptions>();
+  const auto add = [&](const std::string& name, const std::string& description) {
+    CLI::App* added = command->add_subcommand(name, description);
+    added->add_option("-c,--config", options->config, "The daemon's YAML configuration");
+    added->add_option("--set", options->overrides,
+                      "key=value in place of what the file says; may be repeated");
+    added->callback([&run, &global, options, name] {
+      run = [&global, options, name] { return RunStore(global, *options, name); };
+    });
+    return added;
+  };
+  add("verify", "Read and check every byte that counts")
+      ->add_option("--damage-max", options->damage_max, "Damaged places to name")
+      ->capture_default_str();
+  add("stats", "What is stored, by device, slot size and namespace");
+  add("export-catalog", "The catalog, one JSON object a line");
 }
 
 void RegisterCompletion(CLI::App& app, const GlobalOptions& global, Runner& run) {
@@ -205,9 +250,24 @@ void RegisterCompletion(CLI::App& app, const GlobalOptions& global, Runner& run)
   });
 }
 
+// The word where a command should be, and the command that it may have been meant for: CLI11 says
+// only that one is missing.
+std::string UnknownCommand(const CLI::App& app) {
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  // Below a command too, a word that is none is handed to the root.
+  const std::vector<std::string> words = app.remaining(/*recurse=*/true);
+  std::vector<std::string> known;
+  for (const CLI::App* child : at->get_subcommands({})) known.push_back(child->get_name());
+  if (words.empty() || known.empty()) return "";
+  const std::string nearest = NearestWord(words.front(), known);
+  return words.front() + ": unknown command" +
+         (nearest.empty() ? "" : "; did you mean " + nearest + "?");
+}
+
 constexpr decltype(&RegisterStatus) kCommands[] = {
-    RegisterStatus, RegisterTop,   RegisterNamespaces, RegisterReplay,
-    RegisterBench,  RegisterTrace, RegisterDoctor,     RegisterCompletion,
+    RegisterStatus, RegisterTop,    RegisterNamespaces, RegisterReplay,     RegisterBench,
+    RegisterTrace,  RegisterDoctor, RegisterStore,      RegisterCompletion,
 };
 
 }  // namespace
@@ -240,6 +300,11 @@ int Main(int argc, char** argv) {
   BuildCommandLine(app, global, run);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RequiredError& error) {
+    const std::string unknown = UnknownCommand(app);
+    if (unknown.empty()) return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    std::fprintf(stderr, "kavern: %s\n", unknown.c_str());
+    return kExitUsage;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }

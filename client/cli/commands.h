@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "client/cli/command.h"
 #include "client/cli/completion_script.h"
@@ -27,11 +28,19 @@ struct ReplayCommandOptions {
   ReplayOptions replay;
   std::uint64_t limit = 0;
   bool as_fast_as_possible = false;
+  std::uint32_t await_daemon_ms = 0;
 };
 
 int RunReplayCommand(const GlobalOptions& global, ReplayCommandOptions& options);
 
-int RunBench(const GlobalOptions& global, int repetitions, bool targets_only);
+struct BenchOptions {
+  int repetitions = 5;
+  bool targets_only = false;
+  std::string fio_file;  // then only the NVMe tier is measured; empty: all but that
+  std::uint64_t disk_set_bytes = std::uint64_t{1} << 30;
+};
+
+int RunBench(const GlobalOptions& global, const BenchOptions& options);
 
 // output: the file to write; "-" is stdout.
 int RunGenerate(const GlobalOptions& global, const TraceGeneratorOptions& options,
@@ -40,10 +49,21 @@ int RunGenerate(const GlobalOptions& global, const TraceGeneratorOptions& option
 struct DoctorOptions {
   std::string directory = "/var/tmp";  // on the disk to look at
   bool directory_chosen = false;
+  bool measure_disk = true;     // takes a few seconds
   std::uint64_t ram_bytes = 0;  // the ram.capacity that the machine shall carry; 0: not asked
 };
 
 int RunDoctor(const GlobalOptions& global, const DoctorOptions& options);
+
+struct StoreOptions {
+  std::string config;                  // kavernd's; empty: kavernd says what it expects
+  std::vector<std::string> overrides;  // key=value, for kavernd's --set
+  std::uint64_t damage_max = 20;
+};
+
+// `what`: verify, stats or export-catalog. Becomes kavernd, which does the work: returns only where
+// that cannot be started.
+int RunStore(const GlobalOptions& global, const StoreOptions& options, const std::string& what);
 
 // shell: bash, zsh or fish. root: all that `program` understands.
 int RunCompletion(const GlobalOptions& global, const std::string& program,

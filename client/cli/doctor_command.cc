@@ -83,6 +83,12 @@ int RunDoctor(const GlobalOptions& global, const DoctorOptions& options) {
   const MachineFacts::Daemon daemon = AskDaemon(global, &daemon_pid);
   MachineFacts facts = ReadMachineFacts("", options.directory, daemon_pid);
   facts.disk.chosen = options.directory_chosen;
+  if (options.measure_disk && facts.disk.error.empty()) {
+    const bool terminal = isatty(STDERR_FILENO) != 0 && !global.json;
+    if (terminal) std::fprintf(stderr, "measuring %s ...", options.directory.c_str());
+    facts.disk.speed = MeasureDiskSpeed(options.directory);
+    if (terminal) std::fputs("\r\x1b[K", stderr);
+  }
   facts.daemon = daemon;
   const std::vector<Check> checks = JudgeMachine(facts, options.ram_bytes);
   if (global.json) {

@@ -41,6 +41,10 @@ nlohmann::json ReportJson(const ReplayCommandOptions& options, const ReplayResul
       {"hit_blocks", stats.hit_blocks},
       {"hit_ratio_blocks",
        Ratio(static_cast<double>(stats.hit_blocks), static_cast<double>(stats.blocks))},
+      {"hit_blocks_by_tier",
+       {{"hbm", stats.hbm_hit_blocks},
+        {"ram", stats.ram_hit_blocks},
+        {"nvme", stats.nvme_hit_blocks}}},
       {"tokens", stats.tokens},
       {"hit_tokens", stats.hit_tokens},
       {"hit_ratio_tokens",
@@ -64,6 +68,13 @@ nlohmann::json ReportJson(const ReplayCommandOptions& options, const ReplayResul
       {"unavailable_calls", stats.unavailable_calls},
       {"failed_calls", stats.failed_calls},
       {"first_failure", stats.first_failure},
+      {"restarts", stats.restarts},
+      {"away_seconds", stats.away_seconds},
+      {"recovered_parts", result.recovered_parts},
+      {"recovery_seconds", result.recovery_seconds},
+      {"blocks_after_restart", stats.blocks_after},
+      {"hit_blocks_after_restart", stats.hit_blocks_after},
+      {"nvme_hit_blocks_after_restart", stats.nvme_hit_blocks_after},
   };
   report["prefill_seconds_saved"] = options.replay.layout.preset.has_value()
                                         ? nlohmann::json(stats.prefill_seconds_saved)
@@ -96,6 +107,20 @@ std::string ReportText(const ReplayCommandOptions& options, const ReplayResult& 
                    FormatCount(spec.layout.tokens_per_block) + " tokens");
   row("requests", FormatCount(stats.requests));
   row("hit ratio, blocks", HitText(stats.hit_blocks, stats.blocks));
+  row("hits from RAM / NVMe",
+      FormatCount(stats.ram_hit_blocks) + " / " + FormatCount(stats.nvme_hit_blocks));
+  if (stats.restarts > 0) {
+    row("daemon restarts",
+        FormatCount(stats.restarts) + ", away for " + FormatFixed(stats.away_seconds, 2) + " s");
+    if (result.recovered_parts > 0) {
+      row("found on disk", FormatCount(result.recovered_parts) + " blocks' parts, in " +
+                               FormatFixed(result.recovery_seconds, 3) + " s");
+    }
+    row("hit ratio before",
+        HitText(stats.hit_blocks - stats.hit_blocks_after, stats.blocks - stats.blocks_after));
+    row("hit ratio after", HitText(stats.hit_blocks_after, stats.blocks_after) + ", " +
+                               FormatCount(stats.nvme_hit_blocks_after) + " from NVMe");
+  }
   row("hit ratio, tokens", HitText(stats.hit_tokens, stats.tokens));
   row("stored", MovedText(stats.stored_bytes, result.store_seconds) + " while storing");
   row("fetched", MovedText(stats.fetched_bytes, result.fetch_seconds) + " while fetching");
@@ -146,6 +171,7 @@ int RunReplayCommand(const GlobalOptions& global, ReplayCommandOptions& options)
   replay.client.tenant = global.tenant;
   replay.client.deadline = global.deadline;
   replay.client.release_in_background = !replay.deterministic;
+  replay.await_daemon = std::chrono::milliseconds(options.await_daemon_ms);
   replay.show_progress = !global.json;
 
   const auto result = RunReplay(replay, *trace);

@@ -26,6 +26,32 @@ constexpr std::chrono::milliseconds kWaitInterval(50);
 using client::AdminClient;
 using nlohmann::json;
 
+json NvmeJson(const v1::NvmeStatus& nvme) {
+  return {{"capacity_bytes", nvme.capacity_bytes()},
+          {"used_bytes", nvme.used_bytes()},
+          {"blocks", nvme.blocks()},
+          {"recovered_parts", nvme.recovered_blocks()},
+          {"recovery_seconds", nvme.recovery_seconds()},
+          {"recovering", nvme.recovering()},
+          {"recovered_from_headers", nvme.recovered_from_headers()},
+          {"write_back_blocks", nvme.write_back_blocks()},
+          {"io", nvme.io()},
+          {"read_bytes", nvme.read_bytes()},
+          {"written_bytes", nvme.written_bytes()},
+          {"read_failures", nvme.read_failures()},
+          {"write_failures", nvme.write_failures()},
+          {"damaged_parts", nvme.damaged_parts()},
+          {"flushes", nvme.flushes()},
+          {"queue_depth", nvme.queue_depth()},
+          {"index_bytes", nvme.index_bytes()},
+          {"catalog_bytes", nvme.catalog_bytes()},
+          {"write_back_bytes", nvme.write_back_bytes()},
+          {"useful_read_bytes", nvme.useful_read_bytes()},
+          {"scrubbed_bytes", nvme.scrubbed_bytes()},
+          {"scrub_passes", nvme.scrub_passes()},
+          {"scrub_damaged_blocks", nvme.scrub_damaged_blocks()}};
+}
+
 json StatusJson(const v1::GetStatusResponse& status) {
   const v1::RamStatus& ram = status.ram();
   const v1::Counters& counters = status.counters();
@@ -51,6 +77,7 @@ json StatusJson(const v1::GetStatusResponse& status) {
         {"huge_page_bytes", ram.huge_page_bytes()},
         {"region_bytes", ram.region_bytes()},
         {"waiting_for", ram.waiting_for()}}},
+      {"nvme", status.has_nvme() ? NvmeJson(status.nvme()) : json(nullptr)},
       {"counters",
        {{"store_blocks", counters.store_blocks()},
         {"store_bytes", counters.store_bytes()},
@@ -62,7 +89,13 @@ json StatusJson(const v1::GetStatusResponse& status) {
         {"fetch_bytes", counters.fetch_bytes()},
         {"evicted_blocks", counters.evicted_blocks()},
         {"damaged_blocks", counters.damaged_blocks()},
-        {"orphaned_blocks", counters.orphaned_blocks()}}},
+        {"orphaned_blocks", counters.orphaned_blocks()},
+        {"disk_stored_blocks", counters.disk_stored_blocks()},
+        {"disk_lost_blocks", counters.disk_lost_blocks()},
+        {"disk_declined_blocks", counters.disk_declined_blocks()},
+        {"disk_evicted_blocks", counters.disk_evicted_blocks()},
+        {"promoted_blocks", counters.promoted_blocks()},
+        {"promotion_failures", counters.promotion_failures()}}},
   };
 }
 
@@ -71,6 +104,27 @@ std::string Percent(std::uint64_t part, std::uint64_t whole) {
              ? "-"
              : FormatFixed(100.0 * static_cast<double>(part) / static_cast<double>(whole), 1) +
                    " %";
+}
+
+std::string NvmeText(const v1::NvmeStatus& nvme, const v1::Counters& counters) {
+  TextTable table({"NVMe tier", absl::StrCat("by ", nvme.io()), "of capacity"});
+  table.AddRow({"capacity", FormatBytes(nvme.capacity_bytes()), "100.0 %"});
+  table.AddRow({"used by blocks", FormatBytes(nvme.used_bytes()),
+                Percent(nvme.used_bytes(), nvme.capacity_bytes())});
+  table.AddRow({"written", FormatBytes(nvme.written_bytes()), ""});
+  table.AddRow({"read", FormatBytes(nvme.read_bytes()), ""});
+  return absl::StrCat(table.ToString(), "\non disk  ", FormatCount(nvme.blocks()), " blocks, ",
+                      FormatCount(nvme.write_back_blocks()), " waiting to be written; read back ",
+                      FormatCount(counters.promoted_blocks()), ", evicted ",
+                      FormatCount(counters.disk_evicted_blocks()),
+                      ", lost before they were written ", FormatCount(counters.disk_lost_blocks()),
+                      ", damaged ", FormatCount(nvme.damaged_parts()), "\nat start ",
+                      FormatCount(nvme.recovered_blocks()), " parts were found on disk in ",
+                      FormatFixed(nvme.recovery_seconds(), 3), " s",
+                      nvme.recovered_from_headers().empty()
+                          ? ""
+                          : absl::StrCat(", out of their headers: ", nvme.recovered_from_headers()),
+                      "\n\n");
 }
 
 std::string StatusText(const v1::GetStatusResponse& status) {
@@ -95,6 +149,7 @@ std::string StatusText(const v1::GetStatusResponse& status) {
   row("under lease", ram.leased_bytes());
   row("given up, still mapped", ram.retired_bytes());
   absl::StrAppend(&text, memory.ToString(), "\n");
+  if (status.has_nvme()) absl::StrAppend(&text, NvmeText(status.nvme(), counters));
 
   const std::uint64_t fetched = counters.fetch_hit_blocks() + counters.fetch_miss_blocks();
   absl::StrAppend(&text, "stored   ", FormatCount(counters.store_blocks()), " blocks, ",

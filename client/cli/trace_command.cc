@@ -17,6 +17,7 @@ int RunGenerate(const GlobalOptions& global, const TraceGeneratorOptions& option
   const std::vector<TraceRequest> requests = GenerateTrace(options);
   if (output == "-") {
     WriteTrace(requests, std::cout);
+    if (!std::cout.flush()) return Fail(absl::InvalidArgumentError("stdout: cannot be written"));
     return kExitOk;
   }
   std::ofstream file(output);

@@ -24,6 +24,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,6 +35,7 @@
 #include "base/block_key.h"
 #include "base/kv_layout.h"
 #include "base/namespace_spec.h"
+#include "base/tier.h"
 
 namespace kavern {
 
@@ -55,12 +57,23 @@ struct ClientOptions {
   // lease is over. Off: it waits for the daemon's answer, so that what it pinned can be evicted
   // when it returns.
   bool release_in_background = true;
+  // The client's threads run on every processor of the process's cpuset, also where the thread that
+  // creates it is bound to one, as inference engines bind theirs.
+  bool any_processor = false;
   // Also move bytes over gRPC where shared memory is there. For measuring.
   bool force_bytes_plane = false;
 };
 
 using ConstBuffer = std::span<const std::byte>;
 using MutableBuffer = std::span<std::byte>;
+
+// What a stored block survives, where the daemon has an NVMe tier (nvme.durability there).
+enum class Durability : std::uint8_t {
+  kConfigured = 0,  // the daemon's choice
+  kNone = 1,        // the daemon's death, not a power cut
+  kBatch = 2,       // a power cut too, some time after the store
+  kStrict = 3,      // the store waits until it does
+};
 
 // What a batch call does, and to which part of the blocks. Spans are borrowed for the length of the
 // call.
@@ -70,6 +83,8 @@ struct StoreRequest {
   std::uint32_t shard = 0;
   std::uint32_t group = 0;
   std::chrono::milliseconds deadline{0};  // 0: ClientOptions::deadline
+  // InvalidArgument for kBatch and kStrict where the daemon has no NVMe tier.
+  Durability durability = Durability::kConfigured;
 };
 struct FetchRequest {
   std::span<const BlockKey> keys = {};
@@ -99,7 +114,8 @@ class StoreLease {
   MutableBuffer bytes(std::size_t i) const;
 
   // Copies `pieces`, end to end, into the part of key `i`, and notes its checksum for Commit().
-  // InvalidArgument when they are not PartBytes long.
+  // InvalidArgument when they are not PartBytes long. Different keys may be filled from several
+  // threads at a time.
   absl::Status Fill(std::size_t i, std::span<const ConstBuffer> pieces);
   // The caller has written bytes(i) itself (a GPU copy): notes its checksum, Crc32c continued from
   // PartChecksumSeed.
@@ -109,7 +125,13 @@ class StoreLease {
   // ancestors is useless), and gives back the others. A Match of this client then finds them.
   // FailedPrecondition when the lease is not valid any more or nothing was filled; Unavailable when
   // the daemon is gone: nothing was stored then, or all was.
+  //
+  // Of a strict store it returns when its blocks are on disk and flushed, or will not be:
+  // durable_blocks() says how many are, and not_durable_reason() why not all. After
+  // DeadlineExceeded they are published, durable or not.
   absl::Status Commit(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
+  std::uint64_t durable_blocks() const;
+  const std::string& not_durable_reason() const;
   void Abort();
 
  private:
@@ -136,6 +158,8 @@ class FetchLease {
   ConstBuffer bytes(std::size_t i) const;
   // What Crc32c of the bytes must be, continued from PartChecksumSeed.
   std::uint32_t checksum(std::size_t i) const;
+  // Where the part was when it was asked for; kNone when it is not readable.
+  Tier tier(std::size_t i) const;
 
   // Copies the part of key `i` into `pieces`, end to end, and verifies the bytes copied. DataLoss:
   // they are not what was stored; `pieces` then hold rubbish, and the daemon is told.
@@ -155,15 +179,31 @@ struct StoreResult {
   std::vector<StoreOutcome> outcomes;  // one per key; declined ones are last
   std::string decline_reason;
   std::uint64_t stored_bytes = 0;
+  std::uint64_t durable_blocks = 0;  // of a strict store: of those stored by this call
+  std::string not_durable_reason;    // of a strict store: why not all of these
 };
 
 struct FetchResult {
   std::vector<absl::StatusCode>
       codes;  // one per key; buffers of a key that is not kOk hold rubbish
+  // One per key: where the block was when it was asked for; kNone where it is not kOk.
+  std::vector<Tier> tiers;
   std::uint64_t fetched_blocks = 0;
   std::uint64_t fetched_bytes = 0;
 
   bool all_ok() const { return fetched_blocks == codes.size(); }
+};
+
+struct PrefetchProgress {
+  std::uint64_t ready = 0;   // blocks that are in RAM, or were when they were looked for
+  std::uint64_t failed = 0;  // not cached at all, unreadable, or no room for them
+  std::uint64_t total = 0;   // blocks asked for
+};
+struct PrefetchRequest {
+  std::span<const BlockKey> keys = {};
+  std::chrono::milliseconds deadline{0};  // 0: ClientOptions::deadline
+  // Called now and then, on the calling thread. False: what has not begun is not brought any more.
+  std::function<bool(const PrefetchProgress&)> on_progress = nullptr;
 };
 
 // An open namespace. Thread-safe. Stays usable over daemon restarts: calls answer Unavailable while
@@ -179,11 +219,15 @@ class Namespace {
   // the daemon could hold. A hint: Fetch tells for certain. 0 while the daemon is away. (On TCP:
   // one RPC.)
   virtual std::size_t Match(std::span<const BlockKey> keys) const = 0;
+  // The same, saying of each block of that prefix the fastest tier that has it.
+  virtual std::vector<Tier> MatchTiers(std::span<const BlockKey> keys) const = 0;
 
   // Store in three steps, for callers that copy themselves: lease, fill, commit. FailedPrecondition
   // on TCP.
   virtual absl::StatusOr<StoreLease> BeginStore(const StoreRequest& request) = 0;
-  // Fetch in three steps: lease, copy, release. FailedPrecondition on TCP.
+  // Fetch in three steps: lease, copy, release. Returns when every block is readable or has failed:
+  // where some come from disk, FetchInto is faster, because it copies while others are read.
+  // FailedPrecondition on TCP.
   virtual absl::StatusOr<FetchLease> Fetch(const FetchRequest& request) = 0;
 
   // Stores one part per key, copying and checksumming in one pass on copy_threads threads.
@@ -191,10 +235,19 @@ class Namespace {
   // are PartBytes long.
   virtual absl::StatusOr<StoreResult> Store(const StoreRequest& request,
                                             std::span<const ConstBuffer> buffers) = 0;
-  // Fetches one part per key into `buffers` (as in Store), verified. The status is for the whole
-  // batch (daemon away, bad request); each block has its own code.
+  // Fetches one part per key into `buffers` (as in Store), verified. Blocks in RAM are copied at
+  // once, those on disk as they are read. The status is for the whole batch (daemon away, bad
+  // request); each block has its own code: NotFound a miss, DataLoss damaged and dropped,
+  // ResourceExhausted no room in the daemon's RAM, DeadlineExceeded the disk was too slow,
+  // Unavailable the disk cannot be read.
   virtual absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                                 std::span<const MutableBuffer> buffers) = 0;
+
+  // Brings blocks from disk into the daemon's RAM, all their parts, so that a fetch soon after
+  // finds them there; leases nothing. Waits behind every fetch, and never evicts what was used
+  // since. Returns when all are there or have failed. Cancelled: on_progress said so.
+  // DeadlineExceeded: what had not begun by then is not brought.
+  virtual absl::StatusOr<PrefetchProgress> Prefetch(const PrefetchRequest& request) = 0;
 
   Namespace(const Namespace&) = delete;
   Namespace& operator=(const Namespace&) = delete;
@@ -221,7 +274,8 @@ class Client {
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
   virtual ~Client() = default;
 
-  // Waits until the client is attached. DeadlineExceeded says what the last attempt met.
+  // Waits until the client is attached. DeadlineExceeded: no daemon in time. One that refuses says
+  // so by its own code, at the deadline too: PermissionDenied, InvalidArgument, ResourceExhausted.
   virtual absl::Status WaitUntilAttached(std::chrono::milliseconds deadline) = 0;
 
   // Unavailable when the client has never been attached: the tenant, and so every key, is unknown

@@ -1,6 +1,5 @@
 #include "service/session/attach_loop.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "service/session/attach_messages.h"
 
@@ -55,10 +55,7 @@ absl::StatusOr<std::unique_ptr<AttachLoop>> AttachLoop::Create(AttachServerOptio
 }
 
 void AttachLoop::Start() {
-  thread_ = std::thread([this] {
-    ::pthread_setname_np(::pthread_self(), "attach");
-    Run();
-  });
+  thread_ = NamedThread("attach", [this] { Run(); });
 }
 
 void AttachLoop::Drain() {

@@ -107,16 +107,21 @@ std::uint64_t Session::NextLeaseIdLocked() {
   std::uint64_t start = 0;
   std::memcpy(&start, token_.data(), sizeof(start));
   std::uint64_t id = 0;
-  while (id == 0) id = Scatter(start + leases_named_++);
+  while (id == 0 || held_.reads.contains(id) || held_.writes.contains(id))
+    id = Scatter(start + leases_named_++);
   return id;
 }
 
 // The parameters of both AddLease are destroyed by the caller, after the lock is given up.
-absl::StatusOr<std::uint64_t> Session::AddLease(tiers::ReadLease lease) {
-  const std::uint64_t bytes = lease.bytes();
+absl::StatusOr<std::uint64_t> Session::AddLease(tiers::ReadLease lease, std::uint64_t bytes_to_come,
+                                                std::uint64_t id) {
+  const std::uint64_t bytes = lease.bytes() + bytes_to_come;
   MutexLock lock(mu_);
   KAVERN_RETURN_IF_ERROR(CheckLeaseLimitsLocked(bytes));
-  const std::uint64_t id = NextLeaseIdLocked();
+  if (id == 0) id = NextLeaseIdLocked();
+  if (held_.reads.contains(id) || held_.writes.contains(id)) {
+    return absl::InvalidArgumentError(absl::StrCat("lease_id: ", id, " is held already"));
+  }
   held_.reads[id] = {std::move(lease), bytes};
   lease_bytes_ += bytes;
   if (fenced_) return FencedError();
@@ -137,6 +142,19 @@ absl::StatusOr<std::uint64_t> Session::AddLease(tiers::WriteLease lease) {
   lease_bytes_ += bytes;
   if (fenced_) return FencedError();
   return id;
+}
+
+bool Session::ExtendLease(std::uint64_t lease_id, tiers::ReadLease more,
+                          std::uint64_t bytes_to_come) {
+  MutexLock lock(mu_);
+  const auto it = held_.reads.find(lease_id);
+  if (it == held_.reads.end() || fenced_) return false;
+  HeldRead& held = it->second;
+  held.lease.Append(std::move(more));
+  const std::uint64_t bytes = held.lease.bytes() + bytes_to_come;
+  lease_bytes_ += bytes - held.bytes;
+  held.bytes = bytes;
+  return true;
 }
 
 bool Session::ReleaseRead(std::uint64_t lease_id) {

@@ -80,8 +80,14 @@ class Session {
   // (quarantine) and the call fails with Unauthenticated; on one that is gone it ends.
   // ResourceExhausted past the limits: the lease is destroyed. Names are never 0, and another
   // session's are unknown here.
-  absl::StatusOr<std::uint64_t> AddLease(tiers::ReadLease lease);
+  // A read lease may grow: `bytes_to_come` count against the limits from now on. `id`: its name, if
+  // the client has chosen one. InvalidArgument: it is in use.
+  absl::StatusOr<std::uint64_t> AddLease(tiers::ReadLease lease, std::uint64_t bytes_to_come = 0,
+                                         std::uint64_t id = 0);
   absl::StatusOr<std::uint64_t> AddLease(tiers::WriteLease lease);
+  // What came of it, and what is left of the bytes to come. False, and `more` ends: the lease was
+  // released meanwhile, or the session is fenced.
+  bool ExtendLease(std::uint64_t lease_id, tiers::ReadLease more, std::uint64_t bytes_to_come);
   // Ends a read lease. False: no such lease in this session.
   bool ReleaseRead(std::uint64_t lease_id);
   // Runs `use` on a write lease while no other call can; the lease ends by itself when `use` leaves

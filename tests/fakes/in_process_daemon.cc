@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <utility>
 
@@ -85,10 +86,27 @@ class InProcessControlPlane final : public client::ControlPlane {
   }
   absl::Status Fetch(const Context& context, const v1::FetchRequest& request,
                      const std::function<void(const v1::FetchResponse&)>& on_message) override {
-    v1::FetchResponse response;
-    absl::Status status = Unary("Fetch", context, request, &response, &RequestHandlers::Fetch);
-    if (status.ok()) on_message(response);
-    return status;
+    return Stream<v1::FetchResponse>(
+        "Fetch", context,
+        [&](RequestHandlers& handlers, const std::shared_ptr<Session>& session,
+            RequestHandlers::FetchDeliver deliver) {
+          return handlers.BeginFetch(session, request, context.deadline, std::move(deliver));
+        },
+        [&](const v1::FetchResponse& response) {
+          on_message(response);
+          return true;
+        });
+  }
+  absl::Status Prefetch(
+      const Context& context, const v1::PrefetchRequest& request,
+      const std::function<bool(const v1::PrefetchResponse&)>& on_message) override {
+    return Stream<v1::PrefetchResponse>(
+        "Prefetch", context,
+        [&](RequestHandlers& handlers, const std::shared_ptr<Session>& session,
+            std::function<void(absl::StatusOr<v1::PrefetchResponse>, bool)> deliver) {
+          return handlers.BeginPrefetch(session, request, std::move(deliver));
+        },
+        on_message);
   }
   absl::Status Release(const Context& context, const v1::ReleaseRequest& request,
                        v1::ReleaseResponse* response) override {
@@ -140,8 +158,67 @@ class InProcessControlPlane final : public client::ControlPlane {
                        v1::QuiesceResponse* response) override {
     return Unary("Quiesce", context, request, response, &RequestHandlers::Quiesce);
   }
+  absl::Status Demote(const Context& context, const v1::DemoteRequest& request,
+                      v1::DemoteResponse* response) override {
+    return Unary("Demote", context, request, response, &RequestHandlers::Demote);
+  }
 
  private:
+  // Messages of a stream on their way to the calling thread; shared with whoever still delivers.
+  template <typename Message>
+  struct Queue {
+    Mutex mu;
+    CondVar changed;
+    std::deque<Message> messages KAVERN_GUARDED_BY(mu);
+    absl::Status status KAVERN_GUARDED_BY(mu);
+    bool over KAVERN_GUARDED_BY(mu) = false;
+  };
+
+  // `begin` as RequestHandlers::BeginFetch. `on_message` as ControlPlane::Prefetch.
+  template <typename Message, typename Begin>
+  absl::Status Stream(const std::string& method, const Context& context, const Begin& begin,
+                      const std::function<bool(const Message&)>& on_message) {
+    return daemon_.Serve(
+        method, context,
+        [&](RequestHandlers& handlers, const std::shared_ptr<Session>& session) -> absl::Status {
+          auto queue = std::make_shared<Queue<Message>>();
+          auto stream =
+              begin(handlers, session, [queue](absl::StatusOr<Message> message, bool last) {
+                MutexLock lock(queue->mu);
+                if (message.ok()) {
+                  queue->messages.push_back(*std::move(message));
+                } else {
+                  queue->status = message.status();
+                }
+                queue->over = last;
+                queue->changed.NotifyAll();
+              });
+          if (!stream.ok()) return stream.status();
+          bool told = false;
+          for (;;) {
+            Message message;
+            {
+              MutexLock lock(queue->mu);
+              while (queue->messages.empty() && !queue->over &&
+                     queue->changed.WaitUntil(queue->mu, context.deadline)) {
+              }
+              if (queue->messages.empty()) {
+                if (queue->over) return queue->status;
+                break;
+              }
+              message = std::move(queue->messages.front());
+              queue->messages.pop_front();
+            }
+            told = true;
+            if (on_message(message)) continue;
+            (*stream)->Cancel(told);
+            return absl::CancelledError("by the caller");
+          }
+          (*stream)->Cancel(told);
+          return absl::DeadlineExceededError("no answer");
+        });
+  }
+
   template <typename Request, typename Response>
   absl::Status Unary(const std::string& method, const Context& context, const Request& request,
                      Response* response,

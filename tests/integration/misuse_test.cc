@@ -1,5 +1,6 @@
 // Requests that are wrong: each gets a clear status, and the daemon serves on.
 #include <cstring>
+#include <fstream>
 
 #include "client/grpc_control_plane.h"
 #include "gmock/gmock.h"
@@ -16,6 +17,28 @@ using testing::HasSubstr;
 CallContext ContextOf(const std::string& token) {
   return {token, Clock::System().Now() + std::chrono::seconds(20)};
 }
+
+// The most memory that a process has ever had resident. 0: it is gone.
+std::uint64_t PeakMemoryBytes(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/status");
+  std::string word;
+  while (file >> word) {
+    std::uint64_t kib = 0;
+    if (word == "VmHWM:" && file >> kib) return kib << 10;
+  }
+  return 0;
+}
+
+// AddressSanitizer keeps 256 MiB of freed memory, and red zones.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+constexpr std::uint64_t kSanitizerBytes = std::uint64_t{512} << 20;
+#else
+constexpr std::uint64_t kSanitizerBytes = 0;
+#endif
+#else
+constexpr std::uint64_t kSanitizerBytes = 0;
+#endif
 
 class MisuseTest : public NodeTest {
  protected:
@@ -136,7 +159,8 @@ TEST_F(MisuseTest, WithoutItsOwnTokenACallerGetsNothing) {
   ExpectServesOn();
 }
 
-// Larger than anything that the daemon may keep in memory for a caller.
+// gRPC looks at a message's size only once it has come whole: what stops this one is the limit on
+// all that is being received.
 TEST_F(MisuseTest, AMessageOfOneGigabyteIsRefusedBeforeItIsInMemory) {
   Start();
   service::AttachTestClient attached;
@@ -147,8 +171,32 @@ TEST_F(MisuseTest, AMessageOfOneGigabyteIsRefusedBeforeItIsInMemory) {
   v1::MatchRequest request;
   request.mutable_keys()->resize(std::size_t{1} << 30);
   v1::MatchResponse response;
+  const std::uint64_t peak_before = PeakMemoryBytes(daemon().pid());
   const absl::Status status = control->Match(ContextOf(token), request, &response);
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  ASSERT_GT(peak_before, 0U);
+  EXPECT_LT(PeakMemoryBytes(daemon().pid()), peak_before + (std::uint64_t{256} << 20));
+  ExpectServesOn();
+}
+
+// A thousand calls of somebody without a session, each with a message that never ends: nobody is
+// asked for a token before a message is whole, so only gRPC's own limit stands between them and all
+// memory.
+TEST_F(MisuseTest, MessagesThatAreHalfSentTakeABoundedShareOfMemory) {
+  Start({"limits.receive_bytes_max=64MiB"});
+  const std::uint64_t peak_before = PeakMemoryBytes(daemon().pid());
+  ASSERT_GT(peak_before, 0U);
+  ChildProcess caller({"/usr/bin/python3",
+                       std::string(KAVERN_SOURCE_DIR) + "/tests/integration/half_sent_calls.py",
+                       socket_path(), "1000", "4000000"});
+  const std::string taken = caller.ReadLine();
+  ASSERT_NE(taken, "");
+  EXPECT_GT(std::stoull(taken), std::uint64_t{32} << 20);
+  EXPECT_LT(PeakMemoryBytes(daemon().pid()),
+            peak_before + (std::uint64_t{192} << 20) + kSanitizerBytes);
+  caller.Kill();
+  EXPECT_TRUE(
+      Eventually([&] { return StorePattern(*ns_, TestKeys(ns_->fingerprint(), 5, 4)).ok(); }));
   ExpectServesOn();
 }
 

@@ -76,7 +76,7 @@ TEST_F(SharingTest, AStoreIntoATierFullOfLeasesIsDeclinedWithTheReason) {
   ASSERT_TRUE(stored.ok()) << stored.status();
   EXPECT_EQ(stored->outcomes, std::vector<StoreOutcome>(2, StoreOutcome::kDeclined));
   EXPECT_NE(stored->decline_reason, "");
-  EXPECT_EQ(Status().counters().store_declined_blocks() > 0, true);
+  EXPECT_GT(Status().counters().store_declined_blocks(), 0U);
 
   holder.Kill();
   EXPECT_TRUE(Eventually([&] {
@@ -95,6 +95,20 @@ TEST_F(SharingTest, OneClientsQuotaOfLeasesLeavesRoomForTheOthers) {
   const auto stored = StorePattern(*ns, TestKeys(ns->fingerprint(), 1, 64));
   ASSERT_TRUE(stored.ok()) << stored.status();
   EXPECT_EQ(stored->outcomes.back(), StoreOutcome::kStored);
+}
+
+// Each fetch takes all that one session may lease, and its release is on its way in the background
+// when the next one comes.
+TEST_F(SharingTest, FetchesOfAWholeQuotaFollowEachOther) {
+  StartDaemon({"limits.lease_bytes_per_session_max=4MiB"});
+  const auto client = Connect();
+  const auto ns = *client->OpenNamespace(TestSpec());
+  const auto keys = TestKeys(ns->fingerprint(), 1, 64);
+  ASSERT_TRUE(StorePattern(*ns, keys).ok());
+  for (int round = 0; round < 200; ++round) {
+    const Fetched fetched = FetchPattern(*ns, keys);
+    ASSERT_EQ(fetched.ok, keys.size()) << fetched.status;
+  }
 }
 
 // Bytes over gRPC and bytes in shared memory are the same blocks.

@@ -14,6 +14,10 @@ Touching the hits in step 1 changes no count: the chain is not evicted from in s
 it in order. So this is also the textbook order, in which a request only inserts and then touches. A request
 longer than the capacity ends with its first `capacity` blocks cached and nothing else.
 
+With an NVMe tier (--nvme-blocks) there are two such caches. A block that either has is a hit, of RAM where RAM has
+it. Every block of a request is used in both: what RAM lacks is promoted (step 2, root to leaf, before the new
+blocks), what the NVMe tier lacks is written back. So RAM holds what was used last, and the NVMe tier that and more.
+
 What it does not model: pending and leased blocks of other workers, several slots per block, orphans.
 """
 
@@ -43,16 +47,25 @@ class PrefixCache:
 
     def serve(self, chain: Sequence[int]) -> int:
         """Matches and stores one request's chain, root first; returns how many blocks hit."""
+        hits = self.prefix(chain)
+        self.use(chain)
+        return hits
+
+    def prefix(self, chain: Sequence[int]) -> int:
+        """How many of its first blocks are cached."""
         hits = 0
         while hits < len(chain) and chain[hits] in self.used_at:
             hits += 1
-        cached = self._insert_all(chain, hits)
+        return hits
+
+    def use(self, chain: Sequence[int]) -> None:
+        """Inserts what is missing of the chain, and touches all of it."""
+        cached = self._insert_all(chain, self.prefix(chain))
         for block in reversed(chain[:cached]):
             self.clock += 1
             self.used_at[block] = self.clock
             if self.child_count[block] == 0:
                 heapq.heappush(self.heap, (self.clock, block))
-        return hits
 
     def _insert_all(self, chain: Sequence[int], hits: int) -> int:
         """Inserts what follows the hits as far as there is room; returns how much of the chain is cached."""
@@ -98,6 +111,38 @@ def read_chains(trace: Path, full_blocks_only: bool) -> Iterator[list[int]]:
             yield ids
 
 
+def simulate_tiers(
+    trace: Path, ram_blocks: int, nvme_blocks: int, full_blocks_only: bool
+) -> dict[str, int | bool]:
+    """Counts over the whole trace: requests, block references, hits by tier, evictions from each."""
+    ram, nvme = PrefixCache(ram_blocks), PrefixCache(nvme_blocks)
+    requests = references = hits = ram_hits = 0
+    for chain in read_chains(trace, full_blocks_only):
+        requests += 1
+        references += len(chain)
+        prefix_hits = 0
+        while prefix_hits < len(chain) and (
+            chain[prefix_hits] in ram.used_at or chain[prefix_hits] in nvme.used_at
+        ):
+            ram_hits += chain[prefix_hits] in ram.used_at
+            prefix_hits += 1
+        hits += prefix_hits
+        ram.use(chain)
+        nvme.use(chain)
+    return {
+        "capacity_blocks": ram_blocks,
+        "nvme_blocks": nvme_blocks,
+        "full_blocks_only": full_blocks_only,
+        "requests": requests,
+        "block_references": references,
+        "hit_blocks": hits,
+        "ram_hit_blocks": ram_hits,
+        "nvme_hit_blocks": hits - ram_hits,
+        "evicted_blocks": ram.evictions,
+        "nvme_evicted_blocks": nvme.evictions,
+    }
+
+
 def simulate(trace: Path, capacity_blocks: int, full_blocks_only: bool) -> dict[str, int | bool]:
     """Counts over the whole trace: requests, block references, hits, evictions."""
     cache = PrefixCache(capacity_blocks)
@@ -123,13 +168,19 @@ def main() -> int:
     parser.add_argument("trace", type=Path, help="JSON lines with input_length and hash_ids")
     parser.add_argument("--capacity-blocks", type=int, required=True, action="append", metavar="N",
                         help="blocks that the cache holds; may be given several times")
+    parser.add_argument("--nvme-blocks", type=int, metavar="N",
+                        help="blocks that an NVMe tier below it holds, at least as many")
     parser.add_argument("--full-blocks-only", action="store_true",
                         help=f"take floor(input_length / {TOKENS_PER_BLOCK}) blocks of each request")
     parser.add_argument("--json", action="store_true", help="print one JSON object: command, rows")
     arguments = parser.parse_args()
     if any(capacity < 1 for capacity in arguments.capacity_blocks):
         parser.error("--capacity-blocks: expected at least 1")
+    if arguments.nvme_blocks is not None and arguments.nvme_blocks < max(arguments.capacity_blocks):
+        parser.error("--nvme-blocks: expected at least --capacity-blocks")
     rows = [simulate(arguments.trace, capacity, arguments.full_blocks_only)
+            if arguments.nvme_blocks is None
+            else simulate_tiers(arguments.trace, capacity, arguments.nvme_blocks, arguments.full_blocks_only)
             for capacity in arguments.capacity_blocks]
     if arguments.json:
         command = " ".join(["tests/sim/lru_reference.py", *sys.argv[1:]])
@@ -139,6 +190,8 @@ def main() -> int:
         ratio = 100 * row["hit_blocks"] / max(1, row["block_references"])
         print(f"{row['capacity_blocks']:>9} blocks: {row['hit_blocks']:>8} of "
               f"{row['block_references']} hit ({ratio:.2f} %), {row['evicted_blocks']} evicted")
+        if "nvme_blocks" in row:
+            print(f"          of which {row['ram_hit_blocks']} in RAM, {row['nvme_hit_blocks']} on NVMe")
     return 0
 
 

@@ -40,6 +40,11 @@ bool BlockIndex::HasChildren(BlockId id) const {
 bool BlockIndex::HasWriters(BlockId id) const {
   return node(id).writers > 0;
 }
+
+BlockId BlockIndex::OnlyChildOf(BlockId id) const {
+  const BlockId child = node(id).first_child;
+  return child != kNoBlock && node(child).next_sibling == kNoBlock ? child : kNoBlock;
+}
 const BlockKey& BlockIndex::KeyOf(BlockId id) const {
   return node(id).key;
 }
@@ -284,6 +289,22 @@ void BlockIndex::UpdateCandidate(BlockId id) {
 
 std::vector<BlockId> BlockIndex::AllBlocks() const {
   return std::vector<BlockId>(by_key_.begin(), by_key_.end());
+}
+
+std::vector<BlockKey> BlockIndex::AllKeys() const {
+  std::vector<BlockKey> keys;
+  keys.reserve(by_key_.size());
+  for (const BlockId id : by_key_) keys.push_back(KeyOf(id));
+  return keys;
+}
+
+BlockId BlockIndex::NextVisible(BlockId from) const {
+  const std::uint64_t end = chunks_.size() * kChunkNodes;
+  for (std::uint64_t id = from; id < end; ++id) {
+    const auto candidate = static_cast<BlockId>(id);
+    if (node(candidate).present && IsVisible(candidate)) return candidate;
+  }
+  return kNoBlock;
 }
 
 std::uint64_t BlockIndex::MemoryBytes() const {

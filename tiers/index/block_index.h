@@ -65,6 +65,10 @@ class BlockIndex {
   bool IsOrphan(BlockId id) const;
   bool HasChildren(BlockId id) const;
   bool HasWriters(BlockId id) const;
+  // Visible, without children, leases and writers.
+  bool IsEvictable(BlockId id) const { return IsCandidate(node(id)); }
+  // kNoBlock: it has none, or several.
+  BlockId OnlyChildOf(BlockId id) const;
   const BlockKey& KeyOf(BlockId id) const;
   // Parent's key, also where the parent is missing; the root key for a first block.
   BlockKey ParentKeyOf(BlockId id) const;
@@ -101,6 +105,9 @@ class BlockIndex {
   // ---- The whole ----
   // Every block, in no particular order.
   std::vector<BlockId> AllBlocks() const;
+  std::vector<BlockKey> AllKeys() const;
+  // The visible block with the smallest id that is not less than `from`; kNoBlock: there is none.
+  BlockId NextVisible(BlockId from) const;
 
   std::uint64_t size() const { return by_key_.size(); }
   std::uint64_t visible_count() const { return visible_; }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/named_thread.h"
 #include "base/units.h"
 
 namespace kavern::tiers {
@@ -176,7 +177,7 @@ absl::StatusOr<std::unique_ptr<RegionPool>> RegionPool::Create(RegionPoolOptions
 }
 
 RegionPool::RegionPool(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {
-  populator_ = std::thread([shared = shared_] { Populator(shared).Run(); });
+  populator_ = NamedThread("populate", [shared = shared_] { Populator(shared).Run(); });
 }
 
 RegionPool::~RegionPool() {

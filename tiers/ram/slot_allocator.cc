@@ -64,6 +64,18 @@ SlotId SlotAllocator::TakeFrom(RegionOrdinal ordinal) {
   return ordinal * slots_per_region_ + word * 64 + bit;
 }
 
+bool SlotAllocator::Claim(RegionOrdinal ordinal, std::uint32_t position) {
+  Region& region = regions_[ordinal];
+  assert(region.present && position < slots_per_region_);
+  std::uint64_t& word = region.used_bits[position / 64];
+  const std::uint64_t bit = 1ULL << (position % 64);
+  if ((word & bit) != 0) return false;
+  word |= bit;
+  SetUsed(ordinal, region.used + 1);
+  ++used_;
+  return true;
+}
+
 void SlotAllocator::Free(SlotId slot) {
   assert(InUse(slot));
   const RegionOrdinal ordinal = RegionOf(slot);

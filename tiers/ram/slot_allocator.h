@@ -31,6 +31,8 @@ class SlotAllocator {
   std::optional<SlotId> Allocate();
   // A free slot outside `avoid`: compaction.
   std::optional<SlotId> AllocateOutside(RegionOrdinal avoid);
+  // Takes a certain slot: one that was in use before a restart. False: it is in use.
+  bool Claim(RegionOrdinal ordinal, std::uint32_t position);
   void Free(SlotId slot);
 
   // A region being emptied gives no slots to Allocate.

@@ -31,6 +31,7 @@ class BenchNode {
   absl::Status UseBlockBytes(std::uint64_t block_bytes, std::uint64_t room_bytes);
   absl::Status Forget();
 
+  client::AdminClient& admin() { return *admin_; }
   Client& client(BenchPlane plane) { return *clients_.at(plane); }
   Namespace& ns(BenchPlane plane) { return *namespaces_.at(plane); }
   std::uint64_t block_bytes() const { return block_bytes_; }

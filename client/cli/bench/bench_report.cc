@@ -66,6 +66,8 @@ BenchRow RowOf(const std::string& name, const std::string& unit, const Pairs& pa
     ratios.push_back(pairs.values[i] / pairs.references[i]);
   }
   row.ratio = Median(ratios);
+  row.ratio_min = *std::min_element(ratios.begin(), ratios.end());
+  row.ratio_max = *std::max_element(ratios.begin(), ratios.end());
   return row;
 }
 
@@ -75,11 +77,14 @@ nlohmann::json ReportJson(const std::vector<BenchRow>& rows) {
     nlohmann::json object = {{"name", row.name},     {"unit", row.unit},
                              {"value", row.value},   {"reference_name", nullptr},
                              {"reference", nullptr}, {"ratio", nullptr},
+                             {"ratio_min", nullptr}, {"ratio_max", nullptr},
                              {"target", nullptr},    {"met", nullptr}};
     if (!row.reference_name.empty()) {
       object["reference_name"] = row.reference_name;
       object["reference"] = row.reference;
       object["ratio"] = row.ratio;
+      object["ratio_min"] = row.ratio_min;
+      object["ratio_max"] = row.ratio_max;
     }
     if (row.target.has_value()) {
       object["target"] = *row.target;
@@ -99,13 +104,15 @@ std::string ReportText(const std::vector<BenchRow>& rows) {
                      machine["cpu"].get<std::string>() + ", " +
                      std::to_string(machine["cpus"].get<unsigned>()) + " processors, copy kernel " +
                      machine["copy_kernel"].get<std::string>() + "\n\n";
-  TextTable table({"row", "value", "unit", "reference", "is", "ratio", "target", "met"});
+  TextTable table({"row", "value", "unit", "reference", "is", "ratio", "spread", "target", "met"});
   for (const BenchRow& row : rows) {
     const bool referenced = !row.reference_name.empty();
-    table.AddRow({row.name, FormatFixed(row.value, 2), row.unit,
-                  referenced ? FormatFixed(row.reference, 2) : "", row.reference_name,
-                  referenced ? FormatFixed(row.ratio, 2) : "", TargetText(row),
-                  row.target.has_value() ? (row.Met() ? "yes" : "NO") : ""});
+    table.AddRow(
+        {row.name, FormatFixed(row.value, 2), row.unit,
+         referenced ? FormatFixed(row.reference, 2) : "", row.reference_name,
+         referenced ? FormatFixed(row.ratio, 2) : "",
+         referenced ? FormatFixed(row.ratio_min, 2) + "-" + FormatFixed(row.ratio_max, 2) : "",
+         TargetText(row), row.target.has_value() ? (row.Met() ? "yes" : "NO") : ""});
   }
   return text + table.ToString();
 }

@@ -17,7 +17,9 @@ struct BenchRow {
   // Measured in the same run, interleaved with the value. Empty: the row has none.
   std::string reference_name;
   double reference = 0;
-  double ratio = 0;  // of value to reference: the median over the pairs of one repetition
+  double ratio = 0;      // of value to reference: the median over the pairs of one repetition
+  double ratio_min = 0;  // and their spread
+  double ratio_max = 0;
   // Of the ratio, or of the value where there is no reference.
   std::optional<double> target;
   bool at_least = true;  // the target is a floor; else a ceiling

@@ -7,7 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/kv_layout.h"
 #include "base/units.h"
+#include "client/cli/text_output.h"
 
 namespace kavern::cli {
 namespace {
@@ -23,6 +25,7 @@ constexpr std::uint64_t kReserveBytes = kGiB;
 constexpr std::uint64_t kOpenFilesWanted = 32768;
 constexpr std::uint64_t kOpenFilesNeeded = 1024;
 constexpr std::uint64_t kMemlockWantedBytes = 64 * kMiB;
+constexpr double kFlushWantedSeconds = 0.1;  // nvme.batch_interval
 constexpr std::uint64_t kDiskFreeWantedBytes = 10 * kGiB;
 
 Check Ok(std::string name, std::string found, std::string matters) {
@@ -274,6 +277,93 @@ Check JudgeDisk(const MachineFacts::Disk& disk) {
   return check;
 }
 
+// How fast a worker computes KV again, in bytes per second.
+double RecomputeRate(const ModelPreset& model) {
+  constexpr std::uint64_t kPromptTokens = 8192;
+  const double seconds = model.PrefillMs(0, kPromptTokens, kReferenceFlopsPerSecond) / 1e3;
+  return static_cast<double>(kPromptTokens * model.Layout(16).BytesPerToken()) / seconds;
+}
+
+std::string Rate(double bytes_per_second) {
+  return FormatFixed(bytes_per_second / 1e9, 2) + " GB/s";
+}
+
+// What was measured; nullptr: nothing was, and the check says so.
+const DiskSpeed* Measured(const MachineFacts::Disk& disk, Check* check) {
+  if (!disk.speed.has_value()) {
+    check->found = "not measured";
+    return nullptr;
+  }
+  if (disk.speed->error.empty()) return &*disk.speed;
+  check->result = CheckResult::kWarn;
+  check->found = absl::StrCat("cannot be measured: ", disk.speed->error);
+  check->advice = "Name a directory on the disk of the NVMe tier: kavern doctor --dir /path";
+  return nullptr;
+}
+
+Check JudgeDiskSpeed(const MachineFacts::Disk& disk) {
+  const ModelPreset small = FindModelPreset("llama-3-8b").value();
+  const ModelPreset large = FindModelPreset("llama-3-70b").value();
+  Check check =
+      Ok("disk speed", "",
+         absl::StrCat("A hit on disk pays where reading is faster than computing again: one H100 "
+                      "at half its peak computes KV at ",
+                      Rate(RecomputeRate(small)), " for ", std::string(small.name), ", ",
+                      Rate(RecomputeRate(large)), " for ", std::string(large.name), "."));
+  const DiskSpeed* speed = Measured(disk, &check);
+  if (speed == nullptr) return check;
+  check.found = absl::StrCat("reads ", Rate(speed->read_bytes_per_second), ", writes ",
+                             Rate(speed->write_bytes_per_second), " in blocks of 2 MiB (",
+                             speed->file_system, ")");
+  if (speed->read_bytes_per_second < RecomputeRate(large)) {
+    check.result = CheckResult::kWarn;
+    check.advice =
+        "Use a faster disk, or several (nvme.devices): on this one most hits cost more "
+        "than they save.";
+  }
+  return check;
+}
+
+Check JudgeDiskFlush(const MachineFacts::Disk& disk) {
+  Check check = Ok("disk flush", "",
+                   "With nvme.durability: batch, blocks count as stored on disk only after a "
+                   "flush.");
+  const DiskSpeed* speed = Measured(disk, &check);
+  if (speed == nullptr) return check;
+  check.found =
+      absl::StrCat("a write of 4 KiB is durable in ", FormatMicros(speed->flush_p50_seconds),
+                   " (p50), ", FormatMicros(speed->flush_p99_seconds), " (p99)");
+  if (speed->flush_p99_seconds > kFlushWantedSeconds) {
+    check.result = CheckResult::kWarn;
+    check.advice =
+        "Raise nvme.batch_interval above that, or use a disk with power-loss protection.";
+  }
+  return check;
+}
+
+Check JudgeDiskUring(const MachineFacts::Disk& disk) {
+  Check check = Ok("disk io_uring", "",
+                   "The tier reads from disk straight into the memory that workers map; threads "
+                   "take over where io_uring cannot.");
+  const DiskSpeed* speed = Measured(disk, &check);
+  if (speed == nullptr) return check;
+  check.found = absl::StrCat("O_DIRECT reads work, ", FormatBytes(kDiskSpeedRegisteredBytes),
+                             " of shared memory can be registered");
+  if (speed->uring_error != 0) {
+    check.result = CheckResult::kWarn;
+    check.found = absl::StrCat("an O_DIRECT read fails: ", ErrorText(speed->uring_error));
+    check.advice = "See the check of io_uring, or use a directory on ext4 or XFS.";
+  } else if (speed->register_error != 0) {
+    check.result = CheckResult::kWarn;
+    check.found = absl::StrCat("registering ", FormatBytes(kDiskSpeedRegisteredBytes),
+                               " of shared memory: ", ErrorText(speed->register_error));
+    check.advice =
+        "LimitMEMLOCK=infinity in kavernd.service; without it the kernel maps the "
+        "memory anew for every read.";
+  }
+  return check;
+}
+
 Check JudgeDaemon(const MachineFacts::Daemon& daemon) {
   Check check = Ok("daemon", "", "Workers go on without a cache while it is away.");
   if (!daemon.error.empty()) {
@@ -327,6 +417,9 @@ std::vector<Check> JudgeMachine(const MachineFacts& facts, std::uint64_t ram_byt
       JudgeOpenFiles(facts.limits),
       JudgeIoUring(facts.io_uring),
       JudgeDisk(facts.disk),
+      JudgeDiskSpeed(facts.disk),
+      JudgeDiskFlush(facts.disk),
+      JudgeDiskUring(facts.disk),
       JudgeDaemon(facts.daemon),
   };
 }

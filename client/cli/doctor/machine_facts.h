@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "client/cli/doctor/disk_speed.h"
+
 namespace kavern::cli {
 
 inline constexpr std::uint64_t kUnlimited = UINT64_MAX;
@@ -62,7 +64,8 @@ struct MachineFacts {
     bool chosen = false;  // the user named it
     std::string error;    // it cannot be written to; empty: it can
     std::uint64_t free_bytes = 0;
-    int direct_io_error = 0;  // an O_DIRECT write and read of 4 KiB
+    int direct_io_error = 0;         // an O_DIRECT write and read of 4 KiB
+    std::optional<DiskSpeed> speed;  // nullopt: it was not to be measured
   } disk;
 
   struct Daemon {
@@ -75,10 +78,10 @@ struct MachineFacts {
   } daemon;
 };
 
-// Reads all but `daemon`. Files below /proc and /sys are looked for under `root`, "" on the real
-// machine; the kernel's calls are tried on this machine in any case. `daemon_pid` is whose limits
-// are read where the process of that number is a kavernd; 0: none. Writes and removes one file in
-// `directory`.
+// Reads all but `daemon` and `disk.speed`. Files below /proc and /sys are looked for under `root`,
+// "" on the real machine; the kernel's calls are tried on this machine in any case. `daemon_pid` is
+// whose limits are read where the process of that number is a kavernd; 0: none. Writes and removes
+// one file in `directory`.
 MachineFacts ReadMachineFacts(const std::string& root, const std::string& directory,
                               std::uint64_t daemon_pid);
 

@@ -28,6 +28,7 @@ struct Player {
   std::shared_ptr<Namespace> ns;
   std::unique_ptr<ReplayWorker> worker;
   std::size_t tenant = 0;
+  std::string incarnation;  // of the daemon that it last played against
 };
 
 absl::StatusOr<Player> MakePlayer(const ReplayOptions& options, const std::string& name,
@@ -41,6 +42,7 @@ absl::StatusOr<Player> MakePlayer(const ReplayOptions& options, const std::strin
   KAVERN_RETURN_IF_ERROR(player.client->WaitUntilAttached(client.deadline));
   KAVERN_ASSIGN_OR_RETURN(player.ns, player.client->OpenNamespace(options.layout.spec));
   player.worker = std::make_unique<ReplayWorker>(*player.ns, options.layout.preset);
+  player.incarnation = player.client->connection().incarnation_hex;
   return player;
 }
 
@@ -94,6 +96,7 @@ class Share {
         std::this_thread::sleep_until(start_ +
                                       std::chrono::duration_cast<std::chrono::nanoseconds>(offset));
       }
+      if (options_.await_daemon.count() > 0) AwaitDaemon(player);
       const ReplayStats& stats = player.worker->stats();
       const std::uint64_t blocks = stats.blocks;
       const std::uint64_t hits = stats.hit_blocks;
@@ -107,6 +110,16 @@ class Share {
       ++progress_.requests;
       if (admin_ != nullptr && !Quiesce()) return;
     }
+  }
+
+  void AwaitDaemon(Player& player) const {
+    const SteadyTimePoint began = std::chrono::steady_clock::now();
+    if (!player.client->WaitUntilAttached(options_.await_daemon).ok()) return;
+    const std::string incarnation = player.client->connection().incarnation_hex;
+    if (incarnation == player.incarnation) return;
+    player.incarnation = incarnation;
+    const std::chrono::duration<double> away = std::chrono::steady_clock::now() - began;
+    player.worker->NoteRestart(away.count());
   }
 
   bool Quiesce() {
@@ -153,6 +166,17 @@ absl::StatusOr<ReplayStats> PlayHere(const std::function<absl::StatusOr<ReplaySt
   return result;
 }
 
+// Nothing of the replay depends on the answer: without one there is none in the report.
+void AskForRecovery(const ReplayOptions& options, ReplayResult* result) {
+  const auto admin =
+      client::AdminClient::Connect(options.client.address, "", options.client.deadline);
+  if (!admin.ok()) return;
+  const auto status = (*admin)->GetStatus();
+  if (!status.ok()) return;
+  result->recovered_parts = status->nvme().recovered_blocks();
+  result->recovery_seconds = status->nvme().recovery_seconds();
+}
+
 }  // namespace
 
 absl::StatusOr<ReplayResult> RunReplay(const ReplayOptions& options,
@@ -179,6 +203,7 @@ absl::StatusOr<ReplayResult> RunReplay(const ReplayOptions& options,
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (const double seconds : result.stats.fetch_seconds) result.fetch_seconds += seconds;
   for (const double seconds : result.stats.store_seconds) result.store_seconds += seconds;
+  if (result.stats.restarts > 0) AskForRecovery(options, &result);
   return result;
 }
 

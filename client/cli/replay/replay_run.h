@@ -27,6 +27,8 @@ struct ReplayOptions {
   // One worker, which waits for the daemon's background after every request. Hits are then a
   // function of the trace and the capacity.
   bool deterministic = false;
+  // A worker without a daemon waits this long for one before it goes on without; 0: not at all.
+  std::chrono::milliseconds await_daemon{0};
   bool show_progress = true;
 };
 
@@ -35,6 +37,9 @@ struct ReplayResult {
   double wall_seconds = 0;
   double fetch_seconds = 0;  // summed over workers
   double store_seconds = 0;
+  // After a restart: what the daemon found on disk, and how long it took.
+  std::uint64_t recovered_parts = 0;
+  double recovery_seconds = 0;
 };
 
 // Unavailable when no daemon answers at the start; one that goes away later costs misses. Must be

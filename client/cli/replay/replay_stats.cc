@@ -15,6 +15,9 @@ constexpr Counter kCounters[] = {
     {"requests", &ReplayStats::requests},
     {"blocks", &ReplayStats::blocks},
     {"hit_blocks", &ReplayStats::hit_blocks},
+    {"hbm_hit_blocks", &ReplayStats::hbm_hit_blocks},
+    {"ram_hit_blocks", &ReplayStats::ram_hit_blocks},
+    {"nvme_hit_blocks", &ReplayStats::nvme_hit_blocks},
     {"tokens", &ReplayStats::tokens},
     {"hit_tokens", &ReplayStats::hit_tokens},
     {"fetched_bytes", &ReplayStats::fetched_bytes},
@@ -28,6 +31,9 @@ constexpr Counter kCounters[] = {
     {"lost_parents", &ReplayStats::lost_parents},
     {"unavailable_calls", &ReplayStats::unavailable_calls},
     {"failed_calls", &ReplayStats::failed_calls},
+    {"blocks_after", &ReplayStats::blocks_after},
+    {"hit_blocks_after", &ReplayStats::hit_blocks_after},
+    {"nvme_hit_blocks_after", &ReplayStats::nvme_hit_blocks_after},
 };
 
 struct Samples {
@@ -50,6 +56,9 @@ void ReplayStats::Add(const ReplayStats& other) {
     mine.insert(mine.end(), theirs.begin(), theirs.end());
   }
   prefill_seconds_saved += other.prefill_seconds_saved;
+  // Seen by every worker, not one after the other.
+  restarts = std::max(restarts, other.restarts);
+  away_seconds = std::max(away_seconds, other.away_seconds);
   if (first_failure.empty()) first_failure = other.first_failure;
 }
 
@@ -58,6 +67,8 @@ nlohmann::json ToJson(const ReplayStats& stats) {
   for (const Counter& counter : kCounters) object[counter.name] = stats.*counter.value;
   for (const Samples& samples : kSamples) object[samples.name] = stats.*samples.values;
   object["prefill_seconds_saved"] = stats.prefill_seconds_saved;
+  object["restarts"] = stats.restarts;
+  object["away_seconds"] = stats.away_seconds;
   object["first_failure"] = stats.first_failure;
   return object;
 }
@@ -67,6 +78,8 @@ bool FromJson(const nlohmann::json& object, ReplayStats* stats) {
     for (const Counter& counter : kCounters) object.at(counter.name).get_to(stats->*counter.value);
     for (const Samples& samples : kSamples) object.at(samples.name).get_to(stats->*samples.values);
     object.at("prefill_seconds_saved").get_to(stats->prefill_seconds_saved);
+    object.at("restarts").get_to(stats->restarts);
+    object.at("away_seconds").get_to(stats->away_seconds);
     object.at("first_failure").get_to(stats->first_failure);
   } catch (const nlohmann::json::exception&) {
     return false;

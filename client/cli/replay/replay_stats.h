@@ -12,9 +12,12 @@ namespace kavern::cli {
 
 struct ReplayStats {
   std::uint64_t requests = 0;
-  std::uint64_t blocks = 0;      // full blocks of all inputs
-  std::uint64_t hit_blocks = 0;  // fetched and verified, in all parts
-  std::uint64_t tokens = 0;      // of all inputs, partial last blocks included
+  std::uint64_t blocks = 0;          // full blocks of all inputs
+  std::uint64_t hit_blocks = 0;      // fetched and verified, in all parts
+  std::uint64_t hbm_hit_blocks = 0;  // of hit_blocks, by the tier that had them when they were
+  std::uint64_t ram_hit_blocks = 0;  // asked for: the slowest of their parts'
+  std::uint64_t nvme_hit_blocks = 0;
+  std::uint64_t tokens = 0;  // of all inputs, partial last blocks included
   std::uint64_t hit_tokens = 0;
   double prefill_seconds_saved = 0;  // by the model's FLOPs: of [0, hit tokens) of every request
 
@@ -31,6 +34,15 @@ struct ReplayStats {
   std::uint64_t unavailable_calls = 0;
   std::uint64_t failed_calls = 0;  // with any other status
   std::string first_failure;
+
+  // Only where the replay awaits the daemon (ReplayOptions::await_daemon). `restarts` counts what
+  // one worker saw, and the others are that worker's and its fellows' requests since the last of
+  // them.
+  std::uint64_t restarts = 0;
+  double away_seconds = 0;  // the longest that a worker waited in all
+  std::uint64_t blocks_after = 0;
+  std::uint64_t hit_blocks_after = 0;
+  std::uint64_t nvme_hit_blocks_after = 0;
 
   // Seconds per request (fetch and store: of requests that had something to fetch or store).
   std::vector<double> match_seconds;

@@ -17,7 +17,6 @@ constexpr std::uint64_t kBatchBlocksMax = 256;
 
 using Tokens = std::array<std::uint32_t, kTraceBlockTokens>;
 
-// A trace has no tokens: these stand for them, the same for the same id.
 Tokens TokensOf(std::uint64_t hash_id) {
   Tokens tokens;
   std::uint64_t state = hash_id * 0x9e3779b97f4a7c15 + 1;
@@ -34,6 +33,17 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+std::vector<BlockKey> RequestKeys(const NamespaceFingerprint& fingerprint,
+                                  const TraceRequest& request) {
+  std::vector<BlockKey> keys;
+  BlockKey parent = fingerprint.RootKey();
+  for (std::size_t i = 0; i < request.FullBlocks(); ++i) {
+    parent = ComputeBlockKey(parent, TokensOf(request.hash_ids[i]));
+    keys.push_back(parent);
+  }
+  return keys;
+}
+
 ReplayWorker::ReplayWorker(Namespace& ns, std::optional<ModelPreset> preset)
     : ns_(ns), preset_(preset), layout_(ns.spec().layout) {
   std::uint64_t part_bytes = 1;
@@ -44,8 +54,17 @@ ReplayWorker::ReplayWorker(Namespace& ns, std::optional<ModelPreset> preset)
   memory_.resize(batch_blocks_ * part_bytes);
 }
 
+void ReplayWorker::NoteRestart(double away_seconds) {
+  ++stats_.restarts;
+  stats_.away_seconds += away_seconds;
+  stats_.blocks_after = 0;
+  stats_.hit_blocks_after = 0;
+  stats_.nvme_hit_blocks_after = 0;
+}
+
 void ReplayWorker::Play(const TraceRequest& request) {
-  ComputeKeys(request);
+  const std::uint64_t nvme_hits = stats_.nvme_hit_blocks;
+  keys_ = RequestKeys(ns_.fingerprint(), request);
   ++stats_.requests;
   stats_.blocks += keys_.size();
   stats_.tokens += request.input_length;
@@ -61,16 +80,12 @@ void ReplayWorker::Play(const TraceRequest& request) {
     stats_.prefill_seconds_saved +=
         preset_->PrefillMs(0, hits * kTraceBlockTokens, kReferenceFlopsPerSecond) / 1e3;
   }
-  StoreFrom(hits);
-}
-
-void ReplayWorker::ComputeKeys(const TraceRequest& request) {
-  keys_.clear();
-  BlockKey parent = ns_.fingerprint().RootKey();
-  for (std::size_t i = 0; i < request.FullBlocks(); ++i) {
-    parent = ComputeBlockKey(parent, TokensOf(request.hash_ids[i]));
-    keys_.push_back(parent);
+  if (stats_.restarts > 0) {
+    stats_.blocks_after += keys_.size();
+    stats_.hit_blocks_after += hits;
+    stats_.nvme_hit_blocks_after += stats_.nvme_hit_blocks - nvme_hits;
   }
+  StoreFrom(hits);
 }
 
 void ReplayWorker::Count(const absl::Status& status) {
@@ -102,11 +117,17 @@ std::size_t ReplayWorker::FetchPrefix(std::size_t matched) {
 
 std::size_t ReplayWorker::FetchBatch(std::span<const BlockKey> keys) {
   std::size_t whole = keys.size();
+  tiers_.assign(keys.size(), Tier::kNone);
   for (std::uint32_t shard = 0; shard < layout_.shard_count; ++shard) {
     for (std::uint32_t group = 0; group < layout_.groups.size(); ++group) {
       if (whole == 0) return 0;
       whole = FetchPart(keys.first(whole), shard, group);
     }
+  }
+  for (const Tier tier : std::span(tiers_).first(whole)) {
+    stats_.hbm_hit_blocks += tier == Tier::kHbm ? 1 : 0;
+    stats_.ram_hit_blocks += tier == Tier::kRam ? 1 : 0;
+    stats_.nvme_hit_blocks += tier == Tier::kNvme ? 1 : 0;
   }
   return whole;
 }
@@ -134,6 +155,8 @@ std::size_t ReplayWorker::FetchPart(std::span<const BlockKey> keys, std::uint32_
     if (fetched->codes[i] == absl::StatusCode::kOk) {
       stats_.wrong_bytes += CountWrongBytes(keys[i], part, buffers[i]);
       stats_.verified_bytes += part_bytes;
+      // The first part brings the block to RAM for the others.
+      tiers_[i] = std::max(tiers_[i], fetched->tiers[i]);
       whole += prefix ? 1 : 0;
       continue;
     }

@@ -18,6 +18,11 @@
 
 namespace kavern::cli {
 
+// The keys of a request's full blocks, root first. A trace has no tokens: some stand for each hash
+// id, always the same.
+std::vector<BlockKey> RequestKeys(const NamespaceFingerprint& fingerprint,
+                                  const TraceRequest& request);
+
 // Not thread-safe. For every request: compute the keys, match, fetch the prefix into this process's
 // own memory, compare every byte, then store the blocks that were not fetched. Only full blocks
 // take part. "Prefill" takes no time: its result is the payload pattern.
@@ -28,10 +33,12 @@ class ReplayWorker {
 
   void Play(const TraceRequest& request);
 
+  // A daemon is there again, after so long. What follows is counted as after its restart, too.
+  void NoteRestart(double away_seconds);
+
   const ReplayStats& stats() const { return stats_; }
 
  private:
-  void ComputeKeys(const TraceRequest& request);
   // Fetches and verifies keys_[0, matched), batch by batch; returns how many leading blocks came
   // whole.
   std::size_t FetchPrefix(std::size_t matched);
@@ -51,6 +58,7 @@ class ReplayWorker {
   std::size_t batch_blocks_;
   std::vector<BlockKey> keys_;
   std::vector<std::byte> memory_;  // of one batch of the largest group
+  std::vector<Tier> tiers_;        // of the batch's blocks: the slowest that a part came from
   double call_seconds_ = 0;        // spent in the library for the present request
   ReplayStats stats_;
 };

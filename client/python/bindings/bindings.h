@@ -25,6 +25,7 @@ namespace nb = nanobind;
 void BindLayout(nb::module_& module);
 void BindLeases(nb::module_& module);
 void BindClient(nb::module_& module);
+void BindPaged(nb::module_& module);
 
 // ---- Statuses ----
 

@@ -1,4 +1,9 @@
 // The client and its namespaces.
+#include <nanobind/stl/string_view.h>
+
+#include <exception>
+#include <string_view>
+
 #include "client/python/bindings/handles.h"
 
 namespace kavern::python {
@@ -41,24 +46,26 @@ void CheckBuffers(std::size_t keys, std::size_t buffers) {
 }
 
 StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb::bytes>& parent,
-                       std::uint32_t shard, std::uint32_t group, Deadline deadline) {
+                       std::uint32_t shard, std::uint32_t group, Deadline deadline,
+                       Durability durability) {
   StoreRequest request;
   if (parent.has_value()) request.parent = KeysOf({*parent})[0];
   request.keys = keys;
   request.shard = shard;
   request.group = group;
   request.deadline = DeadlineOf(deadline);
+  request.durability = durability;
   return request;
 }
 
 StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
                   const std::optional<nb::bytes>& parent, std::uint32_t shard, std::uint32_t group,
-                  Deadline deadline) {
+                  Deadline deadline, Durability durability) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
   const auto pieces = PiecesOf<ReadableArray>(buffers);
   CheckBuffers(keys.size(), pieces.pieces_per_key.size());
   const auto sources = BuffersOf(pieces.arrays);
-  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline);
+  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline, durability);
   absl::StatusOr<StoreResult> result;
   {
     nb::gil_scoped_release unlocked;
@@ -85,9 +92,9 @@ FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const nb::seque
 std::unique_ptr<StoreLeaseHandle> BeginStore(NamespaceHandle& handle, const Keys& keys,
                                              const std::optional<nb::bytes>& parent,
                                              std::uint32_t shard, std::uint32_t group,
-                                             Deadline deadline) {
+                                             Deadline deadline, Durability durability) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
-  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline);
+  const StoreRequest request = RequestOf(block_keys, parent, shard, group, deadline, durability);
   absl::StatusOr<StoreLease> lease;
   {
     nb::gil_scoped_release unlocked;
@@ -115,11 +122,53 @@ std::size_t Match(NamespaceHandle& handle, const Keys& keys) {
   return handle.ns->Match(block_keys);
 }
 
+std::vector<std::string_view> NamesOf(const std::vector<Tier>& tiers) {
+  std::vector<std::string_view> names;
+  names.reserve(tiers.size());
+  for (const Tier tier : tiers) names.push_back(TierName(tier));
+  return names;
+}
+
+std::vector<std::string_view> MatchTiers(NamespaceHandle& handle, const Keys& keys) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  nb::gil_scoped_release unlocked;
+  return NamesOf(handle.ns->MatchTiers(block_keys));
+}
+
+PrefetchProgress Prefetch(NamespaceHandle& handle, const Keys& keys, Deadline deadline,
+                          const std::optional<nb::callable>& on_progress) {
+  const std::vector<BlockKey> block_keys = KeysOf(keys);
+  std::exception_ptr raised;
+  PrefetchRequest request{block_keys, DeadlineOf(deadline)};
+  if (on_progress.has_value()) {
+    request.on_progress = [&](const PrefetchProgress& progress) {
+      nb::gil_scoped_acquire locked;
+      try {
+        return !(*on_progress)(progress).is(nb::handle(Py_False));
+      } catch (...) {  // Python's own: it passes the client's threads by, and goes on below.
+        raised = std::current_exception();
+        return false;
+      }
+    };
+  }
+  absl::StatusOr<PrefetchProgress> result;
+  {
+    nb::gil_scoped_release unlocked;
+    result = handle.ns->Prefetch(request);
+  }
+  if (raised != nullptr) std::rethrow_exception(raised);
+  return Take(std::move(result));
+}
+
 void BindResults(nb::module_& module) {
   nb::class_<StoreResult>(module, "StoreResult")
       .def_ro("outcomes", &StoreResult::outcomes, "One per key; declined ones are last.")
       .def_ro("decline_reason", &StoreResult::decline_reason, "Empty: nothing was declined.")
-      .def_ro("stored_bytes", &StoreResult::stored_bytes);
+      .def_ro("stored_bytes", &StoreResult::stored_bytes)
+      .def_ro("durable_blocks", &StoreResult::durable_blocks,
+              "Of a strict store: of those stored by this call.")
+      .def_ro("not_durable_reason", &StoreResult::not_durable_reason,
+              "Of a strict store: why not all of these.");
   nb::class_<FetchResult>(module, "FetchResult")
       .def_prop_ro(
           "errors",
@@ -134,9 +183,17 @@ void BindResults(nb::module_& module) {
           nb::sig("def errors(self) -> list[Exception | None]"),
           "One per key: None where its arrays hold the bytes stored, else why they hold rubbish: "
           "NotFoundError a miss, DataLossError a checksum that failed.")
+      .def_prop_ro(
+          "tiers", [](const FetchResult& result) { return NamesOf(result.tiers); },
+          "One per key: 'hbm', 'ram' or 'nvme', where the block was when it was asked for; 'none' "
+          "where there is an error.")
       .def_ro("fetched_blocks", &FetchResult::fetched_blocks)
       .def_ro("fetched_bytes", &FetchResult::fetched_bytes)
       .def_prop_ro("all_ok", &FetchResult::all_ok);
+  nb::class_<PrefetchProgress>(module, "PrefetchProgress", "How far a prefetch came.")
+      .def_ro("ready", &PrefetchProgress::ready, "Blocks that are in RAM.")
+      .def_ro("failed", &PrefetchProgress::failed, "Not cached at all, unreadable, or no room.")
+      .def_ro("total", &PrefetchProgress::total, "Blocks asked for.");
   nb::class_<ConnectionInfo>(module, "ConnectionInfo")
       .def_ro("attached", &ConnectionInfo::attached)
       .def_ro("tenant", &ConnectionInfo::tenant)
@@ -168,18 +225,27 @@ void BindNamespace(nb::module_& module) {
       .def("match", &Match, nb::arg("keys"),
            "Length of the longest cached prefix of keys: read from shared memory, no RPC. A hint: "
            "a fetch tells for certain. 0 while the daemon is away.")
+      .def("match_tiers", &MatchTiers, nb::arg("keys"),
+           "The same, as the fastest tier of each block of that prefix: 'hbm', 'ram' or 'nvme'.")
+      .def(
+          "prefetch", &Prefetch, nb::arg("keys"), nb::kw_only(), nb::arg("deadline") = nb::none(),
+          nb::arg("on_progress") = nb::none(),
+          "Brings blocks from disk into the daemon's RAM, so that a fetch soon after finds them "
+          "there. Returns when all are there or have failed. on_progress: called now and then with "
+          "a PrefetchProgress; where it returns False the rest is not brought (CancelledError).")
       .def("store", &Store, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
            nb::arg("parent") = nb::none(), nb::arg("shard") = 0, nb::arg("group") = 0,
-           nb::arg("deadline") = nb::none(),
+           nb::arg("deadline") = nb::none(), nb::arg("durability") = Durability::kConfigured,
            "Stores one part per key, copied and checksummed in one pass. buffers: for each key an "
            "array, or a list of arrays which end to end are part_bytes long. parent: the key "
-           "before keys[0]; None at the start of a chain.")
+           "before keys[0]; None at the start of a chain. With Durability.STRICT it returns once "
+           "the blocks are on disk and flushed, or will not be.")
       .def("fetch_into", &FetchInto, nb::arg("keys"), nb::arg("buffers"), nb::kw_only(),
            nb::arg("shard") = 0, nb::arg("group") = 0, nb::arg("deadline") = nb::none(),
            "Fetches one part per key into writable arrays (as in store), verified.")
       .def("begin_store", &BeginStore, nb::arg("keys"), nb::kw_only(),
            nb::arg("parent") = nb::none(), nb::arg("shard") = 0, nb::arg("group") = 0,
-           nb::arg("deadline") = nb::none(),
+           nb::arg("deadline") = nb::none(), nb::arg("durability") = Durability::kConfigured,
            "Store in three steps: lease, fill, commit. FailedPreconditionError on TCP.")
       .def("fetch", &Fetch, nb::arg("keys"), nb::kw_only(), nb::arg("shard") = 0,
            nb::arg("group") = 0, nb::arg("deadline") = nb::none(),
@@ -199,7 +265,7 @@ void BindClient(nb::module_& module) {
           "__init__",
           [](ClientHandle* self, const std::string& address, const std::string& tenant,
              const std::string& client_name, double deadline, int copy_threads,
-             bool verify_checksums, bool release_in_background) {
+             bool verify_checksums, bool release_in_background, bool any_processor) {
             ClientOptions options;
             options.address = address;
             options.tenant = tenant;
@@ -208,14 +274,18 @@ void BindClient(nb::module_& module) {
             options.copy_threads = copy_threads;
             options.verify_checksums = verify_checksums;
             options.release_in_background = release_in_background;
+            options.any_processor = any_processor;
             new (self) ClientHandle{MakeClient(options)};
           },
           nb::arg("address") = ClientOptions().address, nb::kw_only(), nb::arg("tenant") = "",
           nb::arg("client_name") = "python", nb::arg("deadline") = 5.0, nb::arg("copy_threads") = 1,
           nb::arg("verify_checksums") = true, nb::arg("release_in_background") = true,
+          nb::arg("any_processor") = false,
           "Never waits for the daemon. address: unix:///path (shared memory) or "
           "tcp://127.0.0.1:port. deadline: seconds, of every call that brings none. copy_threads: "
-          "threads that copy one batch, the calling one included.")
+          "threads that copy one batch, the calling one included. any_processor: its threads run "
+          "on "
+          "every processor of the cpuset, also where the calling thread is bound to one.")
       .def(
           "wait_until_attached",
           [](ClientHandle& handle, double deadline) {
@@ -229,7 +299,9 @@ void BindClient(nb::module_& module) {
             Check(status);
           },
           nb::arg("deadline") = 5.0,
-          "DeadlineExceededError says what the last attempt to attach met.")
+          "DeadlineExceededError: no daemon in time. One that refused until then: the error that "
+          "it "
+          "gave, such as PermissionDeniedError.")
       .def(
           "open_namespace",
           [](ClientHandle& handle, const NamespaceSpec& spec) {

@@ -1,6 +1,8 @@
 // What is shared by whom: layouts, namespace specs, block keys.
 #include <nanobind/operators.h>
 
+#include <algorithm>
+
 #include "client/python/bindings/bindings.h"
 
 namespace kavern::python {
@@ -169,6 +171,15 @@ void BindLayout(nb::module_& module) {
       .def_prop_ro(
           "keys", [](const BlockKeyChain& chain) { return ListOf(chain.keys()); },
           "The keys of the complete blocks, 16 bytes each, in order.")
+      .def(
+          "keys_between",
+          [](const BlockKeyChain& chain, std::size_t first, std::size_t last) {
+            const auto keys = chain.keys();
+            last = std::min<std::size_t>(last, keys.size());
+            return ListOf(first < last ? keys.subspan(first, last - first)
+                                       : std::span<const BlockKey>());
+          },
+          nb::arg("first"), nb::arg("last"), "keys[first:last], without a list of all.")
       .def("__len__", [](const BlockKeyChain& chain) { return chain.keys().size(); })
       .def_prop_ro("token_count", &BlockKeyChain::token_count)
       .def_prop_ro("tokens_per_block", &BlockKeyChain::tokens_per_block);

@@ -1,4 +1,6 @@
 // Leases: the daemon's memory as arrays, without a copy, and never longer than the lease.
+#include <nanobind/stl/string_view.h>
+
 #include "client/python/bindings/handles.h"
 
 namespace kavern::python {
@@ -77,6 +79,13 @@ void BindLeases(nb::module_& module) {
       .value("EXISTS", StoreOutcome::kExists, "it was there before")
       .value("DECLINED", StoreOutcome::kDeclined, "refused; all that follow it are, too");
 
+  nb::enum_<Durability>(module, "Durability",
+                        "What a stored block survives, where the daemon has an NVMe tier.")
+      .value("CONFIGURED", Durability::kConfigured, "the daemon's choice")
+      .value("NONE", Durability::kNone, "the daemon's death, not a power cut")
+      .value("BATCH", Durability::kBatch, "a power cut too, some time after the store")
+      .value("STRICT", Durability::kStrict, "the store waits until it does");
+
   nb::class_<FetchLeaseHandle>(
       module, "FetchLease",
       "A read lease: parts in the daemon's memory that stay put until it is released. A context "
@@ -105,6 +114,15 @@ void BindLeases(nb::module_& module) {
             return handle.With([&](FetchLease& lease) { return lease.checksum(i); });
           },
           nb::arg("i"), "What CRC32C of the bytes must be, seeded by key and part.")
+      .def(
+          "tier",
+          [](FetchLeaseHandle& handle, std::size_t i) {
+            CheckIndex(i, handle.size());
+            return TierName(handle.With([&](FetchLease& lease) { return lease.tier(i); }));
+          },
+          nb::arg("i"),
+          "'hbm', 'ram' or 'nvme': where the part was when it was asked for; 'none' when it is not "
+          "readable.")
       .def("copy_to", &CopyTo, nb::arg("i"), nb::arg("pieces"),
            "Copies the part of key i into one array or a list of them, end to end, and verifies "
            "the bytes copied. DataLossError: they are not what was stored, and the arrays hold "
@@ -147,6 +165,18 @@ void BindLeases(nb::module_& module) {
                    [](StoreLeaseHandle& handle) {
                      return handle.With([](StoreLease& lease) { return lease.decline_reason(); });
                    })
+      .def_prop_ro(
+          "durable_blocks",
+          [](StoreLeaseHandle& handle) {
+            return handle.With([](StoreLease& lease) { return lease.durable_blocks(); });
+          },
+          "After a strict commit: blocks of it that are on disk and flushed.")
+      .def_prop_ro(
+          "not_durable_reason",
+          [](StoreLeaseHandle& handle) {
+            return handle.With([](StoreLease& lease) { return lease.not_durable_reason(); });
+          },
+          "After a strict commit: why not all.")
       .def("__getitem__", &ViewGranted, nb::arg("i"),
            "The part's memory as a writable array of bytes, without a copy. Who writes there "
            "gives the checksum himself (set_checksum); fill does both. While such an array lives "

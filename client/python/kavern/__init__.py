@@ -17,6 +17,7 @@ from kavern._kavern import (
     BlockKeyChain,
     Client,
     ConnectionInfo,
+    Durability,
     FetchLease,
     FetchResult,
     KvLayout,
@@ -24,9 +25,13 @@ from kavern._kavern import (
     LayerGroupKind,
     Namespace,
     NamespaceSpec,
+    PagedKv,
+    PagedResult,
+    PrefetchProgress,
     StoreLease,
     StoreOutcome,
     StoreResult,
+    TensorLayout,
 )
 from kavern.errors import (
     AbortedError,

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/nearest_word.h"
 #include "base/units.h"
 
 namespace kavern {

@@ -30,6 +30,13 @@ MachineFacts GoodMachine() {
   facts.limits.memlock_soft_bytes = kUnlimited;
   facts.disk.directory = "/var/tmp";
   facts.disk.free_bytes = 100 * kGiB;
+  DiskSpeed speed;
+  speed.file_system = "ext4";
+  speed.read_bytes_per_second = 3e9;
+  speed.write_bytes_per_second = 2e9;
+  speed.flush_p50_seconds = 0.0005;
+  speed.flush_p99_seconds = 0.002;
+  facts.disk.speed = speed;
   facts.daemon.address = "unix:///run/kavern/kavern.sock";
   facts.daemon.version = "1.2.3";
   facts.daemon.ready = true;
@@ -46,7 +53,7 @@ Check Judge(const MachineFacts& facts, const std::string& name, std::uint64_t ra
 
 TEST(Doctor, AGoodMachineGetsNoAdviceAndEveryCheckSaysWhyItMatters) {
   const std::vector<Check> checks = JudgeMachine(GoodMachine(), 32 * kGiB);
-  EXPECT_EQ(checks.size(), 13u);
+  EXPECT_EQ(checks.size(), 16u);
   for (const Check& check : checks) {
     EXPECT_EQ(check.result, CheckResult::kOk) << check.name << ": " << check.found;
     EXPECT_EQ(check.advice, "") << check.name;
@@ -164,6 +171,18 @@ INSTANTIATE_TEST_SUITE_P(
                 "disk", CheckResult::kWarn, "O_DIRECT", "--dir"},
         Illness{"DiskFull", [](MachineFacts& facts) { facts.disk.free_bytes = kMiB; }, "disk",
                 CheckResult::kWarn, "1 MiB free", "--dir"},
+        Illness{"DiskSlowerThanRecompute",
+                [](MachineFacts& facts) { facts.disk.speed->read_bytes_per_second = 2e8; },
+                "disk speed", CheckResult::kWarn, "reads 0.20 GB/s", "faster disk"},
+        Illness{"DiskFlushesSlowly",
+                [](MachineFacts& facts) { facts.disk.speed->flush_p99_seconds = 0.25; },
+                "disk flush", CheckResult::kWarn, "250.00 ms (p99)", "nvme.batch_interval"},
+        Illness{"DiskWithoutUring",
+                [](MachineFacts& facts) { facts.disk.speed->uring_error = EOPNOTSUPP; },
+                "disk io_uring", CheckResult::kWarn, "an O_DIRECT read fails", "ext4"},
+        Illness{"BuffersCannotBeRegistered",
+                [](MachineFacts& facts) { facts.disk.speed->register_error = ENOMEM; },
+                "disk io_uring", CheckResult::kWarn, "registering 64 MiB", "LimitMEMLOCK"},
         Illness{"DaemonAbsent",
                 [](MachineFacts& facts) {
                   facts.daemon.error = "nobody listens";
@@ -203,6 +222,16 @@ TEST(Doctor, AHugetlbPoolTooSmallForTheCapacityIsAWarningWithTheNumberToSet) {
   const Check check = Judge(facts, "hugetlb pool", 256 * kMiB);
   EXPECT_EQ(check.result, CheckResult::kWarn);
   EXPECT_THAT(check.advice, HasSubstr("vm.nr_hugepages=168"));
+}
+
+TEST(Doctor, ADiskThatWasNotMeasuredIsNoWarningAndOneThatCannotBeIs) {
+  MachineFacts facts = GoodMachine();
+  facts.disk.speed.reset();
+  EXPECT_EQ(Judge(facts, "disk speed").result, CheckResult::kOk);
+  EXPECT_EQ(Judge(facts, "disk flush").found, "not measured");
+  facts.disk.speed.emplace().error = "too little space to measure with: 1 MiB";
+  EXPECT_EQ(Judge(facts, "disk speed").result, CheckResult::kWarn);
+  EXPECT_THAT(Judge(facts, "disk io_uring").found, HasSubstr("too little space"));
 }
 
 TEST(Doctor, ShmemEnabledIsEnoughOnAKernelWithoutCollapse) {

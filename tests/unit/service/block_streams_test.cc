@@ -192,7 +192,7 @@ TEST_F(BlockStreamsTest, HeadersOutOfShapeAreNamed) {
   EXPECT_THAT(message([](auto& h) { h.set_group(4); }), HasSubstr("group: got 4"));
   v1::PutBlocksRequest::Header durable = Header(0, 2);
   durable.set_durability(v1::DURABILITY_STRICT);
-  EXPECT_TRUE(absl::IsUnimplemented(node_.handlers().BeginPut(session_, durable).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(node_.handlers().BeginPut(session_, durable).status()));
   node_.handlers().Drain();
   EXPECT_TRUE(absl::IsUnavailable(node_.handlers().BeginPut(session_, Header(0, 2)).status()));
 }

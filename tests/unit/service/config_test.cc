@@ -123,6 +123,19 @@ TEST(DaemonConfig, AMistakeInAFileNamesItsPlaceAndTheNearestKey) {
             "kavern.yaml:1:20: eviction.policy: got \"fifo\", expected one of lru");
 }
 
+// What only all keys together show is wrong has a place too: that of the key that is named.
+TEST(DaemonConfig, AMistakeThatNoSingleKeyShowsNamesItsPlace) {
+  EXPECT_THAT(MistakeIn("ram:\n  region: 64MiB\n  capacity: 100MiB\n"),
+              StartsWith("kavern.yaml:3:13: ram.capacity: got 100 MiB"));
+  EXPECT_THAT(MistakeIn("tenants:\n- {name: a, uids: [1]}\n- {name: a, uids: [2]}\n"),
+              StartsWith("kavern.yaml:3:10: tenants[1].name: "));
+  EXPECT_THAT(MistakeIn("tenants:\n- name: a\n"), StartsWith("kavern.yaml:2:3: tenants[0] (a): "));
+  // Of several that give the key, the last one counts; where none does, the file is named.
+  EXPECT_THAT(MistakeIn("ram: {capacity: 64MiB}", {"ram.capacity=65MiB"}),
+              StartsWith("--set ram.capacity=65MiB:2:13: ram.capacity: got 65 MiB"));
+  EXPECT_THAT(MistakeIn("ram: {region: 3MiB}"), StartsWith("kavern.yaml: ram.capacity: "));
+}
+
 TEST(DaemonConfig, TcpStaysOnLoopback) {
   const std::string rest = ", tenant: a, insecure: true}}";
   for (const char* good : {"127.0.0.1:7420", "[::1]:7420", "localhost:0", "127.0.0.1:65535"}) {

@@ -33,7 +33,8 @@ class RequestHandlersTest : public ::testing::Test {
     v1::BeginStoreResponse response;
     return node_.handlers().BeginStore(*session_, request, &response);
   }
-  v1::FetchResponse Fetch(Session& session, const std::string& fingerprint, int first, int count) {
+  v1::FetchResponse Fetch(const std::shared_ptr<Session>& session, const std::string& fingerprint,
+                          int first, int count) {
     v1::FetchRequest request;
     request.set_fingerprint(fingerprint);
     request.set_keys(TestNode::Keys(first, count));
@@ -69,7 +70,7 @@ TEST_F(RequestHandlersTest, StoreThenMatchFetchAndRelease) {
   EXPECT_EQ(matched.prefix_blocks(), 4u);
   EXPECT_EQ(matched.tiers_size(), 4);
 
-  const v1::FetchResponse fetched = Fetch(*session_, fingerprint_, 0, 6);
+  const v1::FetchResponse fetched = Fetch(session_, fingerprint_, 0, 6);
   ASSERT_EQ(fetched.ready_size(), 4);
   ASSERT_EQ(fetched.failed_size(), 2);
   EXPECT_EQ(fetched.failed(0).code(), 5);
@@ -176,20 +177,28 @@ TEST_F(RequestHandlersTest, ANamespaceSurvivesTheRoundTripThroughItsMessage) {
 
 TEST_F(RequestHandlersTest, WhatThisBuildDoesNotHaveIsUnimplementedByName) {
   v1::BeginStoreRequest request = StoreRequest(0, 1);
-  request.set_durability(v1::DURABILITY_BATCH);
-  EXPECT_TRUE(absl::IsUnimplemented(Begin(request)));
-  EXPECT_THAT(std::string(Begin(request).message()), HasSubstr("durability: the nvme tier"));
-  request = StoreRequest(0, 1);
   request.set_conversation("c");
   EXPECT_TRUE(absl::IsUnimplemented(Begin(request)));
   EXPECT_THAT(std::string(Begin(request).message()), HasSubstr("conversation"));
+}
+
+TEST_F(RequestHandlersTest, DurabilityWithoutDisksIsRefusedByName) {
+  for (const v1::Durability durability : {v1::DURABILITY_BATCH, v1::DURABILITY_STRICT}) {
+    v1::BeginStoreRequest request = StoreRequest(0, 1);
+    request.set_durability(durability);
+    EXPECT_TRUE(absl::IsInvalidArgument(Begin(request)));
+    EXPECT_THAT(std::string(Begin(request).message()), HasSubstr("durability: the daemon has no"));
+  }
+  v1::BeginStoreRequest request = StoreRequest(0, 1);
+  request.set_durability(static_cast<v1::Durability>(17));
+  EXPECT_THAT(std::string(Begin(request).message()), HasSubstr("durability: got 17"));
 }
 
 // A second session of the same tenant tries every call with the first one's lease.
 TEST_F(RequestHandlersTest, AnotherSessionsLeaseIsUnknown) {
   node_.Store(*session_, fingerprint_, 0, 1);
   const std::uint64_t write_lease = node_.Begin(*session_, fingerprint_, 10, 1).lease_id();
-  const std::uint64_t read_lease = Fetch(*session_, fingerprint_, 0, 1).lease_id();
+  const std::uint64_t read_lease = Fetch(session_, fingerprint_, 0, 1).lease_id();
   AttachTestClient client;
   const auto thief = node_.SessionOf(*client.Attach(node_.path()));
   node_.Open(*thief);
@@ -238,7 +247,7 @@ TEST_F(RequestHandlersTest, ALeaseIsOfNoUseAfterItsEnd) {
 
 TEST_F(RequestHandlersTest, DrainingRefusesNewWorkAndLetsTheOldEnd) {
   node_.Store(*session_, fingerprint_, 0, 1);
-  const std::uint64_t read_lease = Fetch(*session_, fingerprint_, 0, 1).lease_id();
+  const std::uint64_t read_lease = Fetch(session_, fingerprint_, 0, 1).lease_id();
   const std::uint64_t write_lease = node_.Begin(*session_, fingerprint_, 10, 1).lease_id();
   node_.handlers().Drain();
   EXPECT_TRUE(absl::IsUnavailable(Begin(StoreRequest(20, 1))));
@@ -246,7 +255,7 @@ TEST_F(RequestHandlersTest, DrainingRefusesNewWorkAndLetsTheOldEnd) {
   fetch.set_fingerprint(fingerprint_);
   fetch.set_keys(TestNode::Key(0));
   v1::FetchResponse fetched;
-  EXPECT_TRUE(absl::IsUnavailable(node_.handlers().Fetch(*session_, fetch, &fetched)));
+  EXPECT_TRUE(absl::IsUnavailable(node_.handlers().Fetch(session_, fetch, &fetched)));
   v1::CommitStoreRequest commit;
   commit.set_lease_id(write_lease);
   commit.add_checksums(1);
@@ -267,7 +276,7 @@ TEST_F(RequestHandlersTest, ASessionWithoutSharedMemoryIsSentToTheByteStreams) {
   fetch.set_fingerprint(fingerprint);
   fetch.set_keys(TestNode::Key(0));
   v1::FetchResponse fetched;
-  EXPECT_TRUE(absl::IsFailedPrecondition(node_.handlers().Fetch(*tcp, fetch, &fetched)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(node_.handlers().Fetch(tcp, fetch, &fetched)));
 }
 
 // Two bytes of a stored block are flipped in shared memory. The suspect is dropped, an honest block
@@ -290,7 +299,7 @@ TEST_F(RequestHandlersTest, ADamagedSuspectIsDroppedAndASoundOneStays) {
   const absl::Status status = node_.handlers().Release(*session_, request, &response);
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(response.damaged_dropped(), 1u);
-  const v1::FetchResponse fetched = Fetch(*session_, fingerprint_, 0, 2);
+  const v1::FetchResponse fetched = Fetch(session_, fingerprint_, 0, 2);
   ASSERT_EQ(fetched.ready_size(), 1);
   EXPECT_EQ(fetched.ready(0).index(), 0u);
   Release(*session_, fetched.lease_id());
@@ -326,7 +335,7 @@ TEST_F(RequestHandlersTest, SuspectsTakeOneLookEachAndABoundedTimeAltogether) {
 // A wrong suspect is found before anything is done: the lease stays.
 TEST_F(RequestHandlersTest, ASuspectOfNoPartFailsTheWholeRelease) {
   node_.Store(*session_, fingerprint_, 0, 1);
-  const v1::FetchResponse fetched = Fetch(*session_, fingerprint_, 0, 1);
+  const v1::FetchResponse fetched = Fetch(session_, fingerprint_, 0, 1);
   v1::ReleaseRequest request;
   request.add_lease_ids(fetched.lease_id());
   v1::ReleaseRequest::Suspect* suspect = request.add_suspects();
@@ -432,6 +441,8 @@ TEST_F(TwoTenantsTest, AdministrationShowsOnlyTheOwnTenant) {
   EXPECT_EQ(status.degraded_size(), 0);
   v1::QuiesceResponse quiesced;
   EXPECT_TRUE(absl::IsPermissionDenied(node_.handlers().Quiesce(*b_, {}, &quiesced)));
+  v1::DemoteResponse demoted;
+  EXPECT_TRUE(absl::IsPermissionDenied(node_.handlers().Demote(*b_, {}, &demoted)));
   v1::PurgeNamespaceRequest purge;
   purge.set_fingerprint(of_b);
   v1::PurgeNamespaceResponse purged;

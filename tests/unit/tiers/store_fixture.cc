@@ -200,9 +200,9 @@ bool StoreFixture::IsCached(const NamespaceRef& ns, const BlockKey& key) {
   return store_->Match(ns, {&key, 1}) == 1;
 }
 
-bool StoreFixture::HoldsPayloads(const FetchResult& result, std::span<const BlockKey> keys,
+bool StoreFixture::HoldsPayloads(const ReadLease& lease, std::span<const BlockKey> keys,
                                  std::uint32_t part) {
-  for (const ReadLease::Part& held : result.lease.parts()) {
+  for (const ReadLease::Part& held : lease.parts()) {
     const BlockKey& key = keys[held.index];
     if (!IsPayload(held.extent, key, part)) return false;
     if (ChecksumOf(held.extent, key, part) != held.checksum) return false;

@@ -95,8 +95,12 @@ class StoreFixture : public ::testing::Test {
                     std::uint32_t group = 0);
   bool IsCached(const NamespaceRef& ns, const BlockKey& key);
   // Whether every part that a lease names has the bytes of its key.
-  static bool HoldsPayloads(const FetchResult& result, std::span<const BlockKey> keys,
+  static bool HoldsPayloads(const ReadLease& lease, std::span<const BlockKey> keys,
                             std::uint32_t part = 0);
+  static bool HoldsPayloads(const FetchResult& result, std::span<const BlockKey> keys,
+                            std::uint32_t part = 0) {
+    return HoldsPayloads(result.lease, keys, part);
+  }
   static BlockKey Root(const NamespaceRef& ns) { return ns.fingerprint().RootKey(); }
   void ExpectSound();
 

@@ -1,0 +1,104 @@
+#include "tiers/nvme/block_device.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "base/units.h"
+
+namespace kavern::tiers {
+namespace {
+
+// FailedPrecondition where the file system has no direct I/O: the mistake of a path, not of a disk.
+absl::Status OpenError(int error, const std::string& path) {
+  if (error == EINVAL) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": its file system has no direct I/O (O_DIRECT)"));
+  }
+  return ErrnoStatus(error, path);
+}
+
+absl::Status LockFile(int fd, const std::string& path, std::chrono::milliseconds patience) {
+  const auto give_up = std::chrono::steady_clock::now() + patience;
+  while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EINTR) continue;
+    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat(path, ": flock"));
+    if (std::chrono::steady_clock::now() >= give_up) {
+      return absl::FailedPreconditionError(absl::StrCat(path, ": another process has it"));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReserveSpace(int fd, const std::string& path, std::uint64_t size_bytes,
+                          const struct stat& facts) {
+  const auto have = static_cast<std::uint64_t>(facts.st_size);
+  if (have > size_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": is ", FormatBytes(have), ", expected at most the capacity, ",
+                     FormatBytes(size_bytes), ": remove it to shrink the tier"));
+  }
+  if (const int error = posix_fallocate(fd, 0, static_cast<off_t>(size_bytes)); error != 0) {
+    if (error == ENOSPC) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(path, ": no space for ", FormatBytes(size_bytes)));
+    }
+    return ErrnoStatus(error, absl::StrCat(path, ": posix_fallocate"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::uint64_t DiskIo::Bytes() const {
+  std::uint64_t bytes = 0;
+  for (const std::span<const std::byte> piece : pieces) bytes += piece.size();
+  return bytes;
+}
+
+absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options) {
+  const std::string& path = options.path;
+  const std::uint64_t size_bytes = options.size_bytes;
+  UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600));
+  if (!fd.valid()) return OpenError(errno, path);
+  KAVERN_RETURN_IF_ERROR(LockFile(fd.get(), path, options.lock_patience));
+  struct stat facts {};
+  if (fstat(fd.get(), &facts) != 0) return ErrnoStatus(errno, path);
+  if (S_ISBLK(facts.st_mode)) {
+    std::uint64_t bytes = 0;
+    if (ioctl(fd.get(), BLKGETSIZE64, &bytes) != 0) return ErrnoStatus(errno, path);
+    if (bytes < size_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": the device has ", FormatBytes(bytes),
+                                                     ", expected at least ",
+                                                     FormatBytes(size_bytes)));
+    }
+  } else if (S_ISREG(facts.st_mode)) {
+    KAVERN_RETURN_IF_ERROR(ReserveSpace(fd.get(), path, size_bytes, facts));
+  } else {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file or a block device"));
+  }
+  return fd;
+}
+
+absl::StatusOr<std::unique_ptr<BlockDevice>> OpenBlockDevice(const BlockDeviceOptions& options) {
+  KAVERN_ASSIGN_OR_RETURN(UniqueFd file, OpenDiskFile(options));
+  if (options.io_uring) {
+    UniqueFd same(fcntl(file.get(), F_DUPFD_CLOEXEC, 0));
+    if (!same.valid()) return ErrnoStatus(errno, options.path);
+    auto device = MakeUringDevice(std::move(same), options);
+    if (device.ok() || !absl::IsUnimplemented(device.status())) return device;
+  }
+  return MakeThreadDevice(std::move(file), options);
+}
+
+}  // namespace kavern::tiers

@@ -1,0 +1,279 @@
+#include "tiers/nvme/catalog.h"
+
+#include <rocksdb/cache.h>
+#include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/options.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_batch.h>
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/internal/endian.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "base/units.h"
+
+namespace kavern::tiers {
+namespace {
+
+// Keys begin with a letter: 'I' for whose it is, 'N' for numbers, 'S' for slots.
+constexpr char kIdentityKey[] = "I";
+constexpr char kNumberPrefix = 'N';
+constexpr char kSlotPrefix = 'S';
+constexpr std::size_t kSlotKeyBytes = 1 + sizeof(std::uint32_t) + sizeof(std::uint64_t);
+
+using SlotKey = std::array<char, kSlotKeyBytes>;
+
+// Big endian, so that the order of keys is that of the disk.
+SlotKey KeyOf(std::uint32_t device, std::uint64_t offset) {
+  SlotKey key;
+  key[0] = kSlotPrefix;
+  absl::big_endian::Store32(key.data() + 1, device);
+  absl::big_endian::Store64(key.data() + 5, offset);
+  return key;
+}
+
+std::string NumberKey(std::string_view name) {
+  return kNumberPrefix + std::string(name);
+}
+
+rocksdb::Slice SliceOf(const SlotKey& key) {
+  return {key.data(), key.size()};
+}
+
+rocksdb::Options Tuned(rocksdb::Env* env) {
+  rocksdb::Options options;
+  if (env != nullptr) options.env = env;
+  options.create_if_missing = true;
+  // Whatever was written is there, or opening fails: a log that is cut short or has a flipped bit
+  // is damage, which the slots' headers mend.
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kAbsoluteConsistency;
+  options.paranoid_checks = true;
+  // Point writes and one scan at start: little memory, and a log that does not grow.
+  options.write_buffer_size = 16 * kMiB;
+  options.max_write_buffer_number = 2;
+  options.max_total_wal_size = 64 * kMiB;
+  options.max_open_files = 64;
+  options.max_background_jobs = 2;
+  options.keep_log_file_num = 2;
+  options.max_log_file_size = kMiB;
+  options.compression = rocksdb::kNoCompression;  // keys and checksums do not compress
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = rocksdb::NewLRUCache(8 * kMiB);
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
+
+// Of the directory of a catalog that is one.
+constexpr char kCurrentFile[] = "/CURRENT";
+
+// The records of one block of a log; none crosses a block's end.
+bool HasReusedRecord(const rocksdb::Slice& block) {
+  constexpr std::size_t kHeaderBytes = 7;  // checksum, length, type
+  constexpr int kReusedFirst = 5;
+  constexpr int kReusedLast = 8;
+  for (std::size_t at = 0; at + kHeaderBytes <= block.size();) {
+    const std::size_t length = absl::little_endian::Load16(block.data() + at + 4);
+    const int type = static_cast<unsigned char>(block[at + 6]);
+    if (type >= kReusedFirst && type <= kReusedLast) return true;
+    at += kHeaderBytes + length;
+  }
+  return false;
+}
+
+// Where log files are reused, RocksDB takes a record of the former log for the end of the present
+// one. We never reuse any, but a single flipped bit in a record's type makes it one of those, and
+// all behind it would be lost without a word.
+absl::Status CheckLogs(const std::string& path, rocksdb::Env* env) {
+  constexpr std::size_t kBlockBytes = 32768;
+  std::vector<std::string> names;
+  if (!env->GetChildren(path, &names).ok()) return absl::OkStatus();
+  std::vector<char> memory(kBlockBytes);
+  for (const std::string& name : names) {
+    if (!absl::EndsWith(name, ".log")) continue;
+    std::unique_ptr<rocksdb::SequentialFile> file;
+    // What cannot be read RocksDB will say.
+    if (!env->NewSequentialFile(absl::StrCat(path, "/", name), &file, {}).ok()) continue;
+    rocksdb::Slice block;
+    while (file->Read(kBlockBytes, &block, memory.data()).ok() && !block.empty()) {
+      if (HasReusedRecord(block)) {
+        return absl::DataLossError(absl::StrCat("catalog: ", name, ": a record of a damaged type"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Converted(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string text = absl::StrCat("catalog: ", status.ToString());
+  if (status.IsCorruption() || status.IsNotFound()) return absl::DataLossError(text);
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(text);
+  return absl::InternalError(text);
+}
+
+}  // namespace
+
+Catalog::Catalog(std::unique_ptr<rocksdb::DB> db, bool is_new)
+    : db_(std::move(db)), is_new_(is_new) {}
+
+Catalog::~Catalog() = default;
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const std::string& path,
+                                                       const disk::Uuid& store, rocksdb::Env* env) {
+  const rocksdb::Options options = Tuned(env);
+  // RocksDB would replay logs that a crash left of a catalog that was discarded.
+  if (!options.env->FileExists(path + kCurrentFile).ok()) {
+    KAVERN_RETURN_IF_ERROR(Discard(path, env));
+  }
+  KAVERN_RETURN_IF_ERROR(CheckLogs(path, options.env));
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(options, path, &opened);
+  if (!status.ok()) {
+    // Whatever else a catalog does not open with is damage: files that are missing read as I/O
+    // errors, some flipped bits as a version or an option that is not supported.
+    if (status.IsNoSpace()) return Converted(status);
+    return absl::DataLossError(absl::StrCat("catalog: ", status.ToString()));
+  }
+  std::unique_ptr<rocksdb::DB> db(opened);
+  std::string identity;
+  const rocksdb::Status got = db->Get({}, kIdentityKey, &identity);
+  const std::string expected(store.begin(), store.end());
+  if (got.IsNotFound()) {
+    const std::unique_ptr<rocksdb::Iterator> any(db->NewIterator({}));
+    any->SeekToFirst();
+    if (any->Valid()) return absl::DataLossError("catalog: it does not say whose it is");
+    rocksdb::WriteOptions durable;
+    durable.sync = true;
+    KAVERN_RETURN_IF_ERROR(Converted(db->Put(durable, kIdentityKey, expected)));
+    return std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/true));
+  }
+  if (!got.ok()) return Converted(got);
+  if (identity != expected) return absl::DataLossError("catalog: it belongs to another store");
+  return Completed(std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/false)));
+}
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Completed(std::unique_ptr<Catalog> catalog) {
+  KAVERN_ASSIGN_OR_RETURN(const auto complete, catalog->GetNumber(kCompleteNumber));
+  if (!complete.has_value()) return absl::DataLossError("catalog: it was never completed");
+  return catalog;
+}
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::OpenReadOnly(const std::string& path,
+                                                               const disk::Uuid& store) {
+  rocksdb::Options options = Tuned(nullptr);
+  options.create_if_missing = false;
+  KAVERN_RETURN_IF_ERROR(CheckLogs(path, options.env));
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(options, path, &opened);
+  if (!status.ok()) return absl::DataLossError(absl::StrCat("catalog: ", status.ToString()));
+  std::unique_ptr<rocksdb::DB> db(opened);
+  std::string identity;
+  const rocksdb::Status got = db->Get({}, kIdentityKey, &identity);
+  if (!got.ok()) return absl::DataLossError(absl::StrCat("catalog: ", got.ToString()));
+  if (identity != std::string(store.begin(), store.end())) {
+    return absl::DataLossError("catalog: it belongs to another store");
+  }
+  return Completed(std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/false)));
+}
+
+absl::Status Catalog::Discard(const std::string& path, rocksdb::Env* env) {
+  const rocksdb::Options options = Tuned(env);
+  // First what makes it a catalog: a crash in the midst of the rest must not leave one that opens
+  // and lacks half.
+  const std::string current = path + kCurrentFile;
+  if (options.env->FileExists(current).ok()) {
+    KAVERN_RETURN_IF_ERROR(Converted(options.env->DeleteFile(current)));
+    std::unique_ptr<rocksdb::Directory> directory;
+    KAVERN_RETURN_IF_ERROR(Converted(options.env->NewDirectory(path, &directory)));
+    KAVERN_RETURN_IF_ERROR(Converted(directory->Fsync()));
+  }
+  return Converted(rocksdb::DestroyDB(path, options));
+}
+
+absl::Status Catalog::Scan(
+    const std::function<void(std::uint32_t device, const disk::SlotHeader&)>& entry) const {
+  rocksdb::ReadOptions once;
+  once.fill_cache = false;
+  once.readahead_size = kMiB;
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(once));
+  for (it->Seek(rocksdb::Slice(&kSlotPrefix, 1)); it->Valid(); it->Next()) {
+    const rocksdb::Slice key = it->key();
+    if (key.size() != kSlotKeyBytes || key[0] != kSlotPrefix) {
+      return absl::DataLossError("catalog: a key that is none");
+    }
+    const std::uint32_t device = absl::big_endian::Load32(key.data() + 1);
+    const std::uint64_t offset = absl::big_endian::Load64(key.data() + 5);
+    const auto header =
+        disk::ParseSlot(std::as_bytes(std::span(it->value().data(), it->value().size())));
+    if (!header.ok()) return absl::DataLossError(header.status().message());
+    if (header->offset != offset) return absl::DataLossError("catalog: an entry of another slot");
+    entry(device, *header);
+  }
+  return Converted(it->status());
+}
+
+absl::Status Catalog::Apply(std::span<const Change> changes, bool sync) {
+  if (failed_) return absl::UnavailableError("catalog: a write has failed; restart to go on");
+  if (changes.empty()) return sync ? Wrote(Converted(db_->SyncWAL())) : absl::OkStatus();
+  rocksdb::WriteBatch batch;
+  for (const Change& change : changes) {
+    const SlotKey key = KeyOf(change.device, change.offset);
+    if (change.erase) {
+      KAVERN_RETURN_IF_ERROR(Converted(batch.Delete(SliceOf(key))));
+    } else {
+      const rocksdb::Slice value(reinterpret_cast<const char*>(&change.header),
+                                 sizeof(change.header));
+      KAVERN_RETURN_IF_ERROR(Converted(batch.Put(SliceOf(key), value)));
+    }
+  }
+  rocksdb::WriteOptions options;
+  options.sync = sync;
+  return Wrote(Converted(db_->Write(options, &batch)));
+}
+
+absl::StatusOr<std::optional<std::uint64_t>> Catalog::GetNumber(std::string_view name) const {
+  std::string value;
+  const rocksdb::Status got = db_->Get({}, NumberKey(name), &value);
+  if (got.IsNotFound()) return std::nullopt;
+  if (!got.ok()) return Converted(got);
+  if (value.size() != sizeof(std::uint64_t)) {
+    return absl::DataLossError(absl::StrCat("catalog: the number ", std::string(name), " is none"));
+  }
+  return absl::big_endian::Load64(value.data());
+}
+
+absl::Status Catalog::PutNumber(std::string_view name, std::uint64_t value) {
+  std::array<char, sizeof(value)> bytes;
+  absl::big_endian::Store64(bytes.data(), value);
+  rocksdb::WriteOptions durable;
+  durable.sync = true;
+  if (failed_) return absl::UnavailableError("catalog: a write has failed; restart to go on");
+  return Wrote(
+      Converted(db_->Put(durable, NumberKey(name), rocksdb::Slice(bytes.data(), bytes.size()))));
+}
+
+absl::Status Catalog::Wrote(absl::Status status) {
+  if (!status.ok()) failed_ = true;
+  return status;
+}
+
+std::uint64_t Catalog::MemoryBytes() const {
+  std::uint64_t bytes = 0;
+  for (const std::string& property : {rocksdb::DB::Properties::kCurSizeAllMemTables,
+                                      rocksdb::DB::Properties::kEstimateTableReadersMem,
+                                      rocksdb::DB::Properties::kBlockCacheUsage}) {
+    std::uint64_t part = 0;
+    if (db_->GetIntProperty(property, &part)) bytes += part;
+  }
+  return bytes;
+}
+
+}  // namespace kavern::tiers

@@ -1,0 +1,362 @@
+// From RAM to disk: blocks that became visible are written back.
+//
+// The disk holds what RAM holds, and more: a block is written some time after it became visible
+// (write_back_queue.h says when), and when RAM evicts it, it is still there.
+
+#include <algorithm>
+#include <future>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/copy_and_checksum.h"
+#include "base/units.h"
+#include "tiers/disk_jobs.h"
+#include "tiers/namespace_store.h"
+#include "tiers/tiered_store.h"
+
+namespace kavern::tiers {
+
+WriteBackQueue::Options TieredStore::QueueOptions() const {
+  WriteBackQueue::Options options;
+  if (!options_.disk.has_value()) return options;
+  options.mode = disk_options_.write_back;
+  options.idle_time = disk_options_.write_back_idle;
+  const std::uint64_t capacity = options_.ram.capacity_bytes;
+  options.waiting_bytes_max =
+      capacity - capacity * std::min(disk_options_.clean_percent, 100U) / 100;
+  return options;
+}
+
+void TieredStore::QueueWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
+                                   DiskDurability durability) {
+  const BlockRef block = ns->index().RefOf(ns->index().Find(key));
+  if (!ns->UseToWrite(block).has_value()) return;
+  if (durability == DiskDurability::kStrict) {
+    std::vector<BlockKey> ancestors;
+    for (BlockKey above = ns->index().ParentKeyOf(block.id);;) {
+      const BlockId id = ns->FindVisible(above);
+      if (id == kNoBlock || !ns->UseToWrite(ns->index().RefOf(id)).has_value()) break;
+      ancestors.push_back(above);
+      above = ns->index().ParentKeyOf(id);
+    }
+    // Each with its own ancestors queued already, so that this goes no deeper.
+    for (auto above = ancestors.rbegin(); above != ancestors.rend(); ++above) {
+      PushWriteLocked(ns, *above, durability);
+    }
+  }
+  PushWriteLocked(ns, key, durability);
+}
+
+void TieredStore::PushWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
+                                  DiskDurability durability) {
+  const BlockRef block = ns->index().RefOf(ns->index().Find(key));
+  std::uint64_t bytes = 0;
+  for (const std::uint64_t slot_bytes : ns->SlotBytes()) bytes += slot_bytes;
+  write_back_.Push({ns, block, key, bytes, durability, ns->LastUse(key), options_.clock->Now()});
+  write_due_ = true;
+  mover_changed_.NotifyAll();
+}
+
+// ---- Choosing ----
+
+std::shared_ptr<TieredStore::WriteJob> TieredStore::NextWriteLocked(SteadyTime now, Calls* calls) {
+  budget_waits_until_.reset();
+  std::deque<WriteBackQueue::Entry> lost;
+  std::shared_ptr<WriteJob> job;
+  while (job == nullptr) {
+    const WriteBackQueue::Entry* due = write_back_.Due(now, write_all_ > 0, &lost);
+    if (due == nullptr) break;
+    if (!budget_.Take(now, due->bytes)) {
+      budget_waits_until_ = budget_.WhenEnough(now, due->bytes);
+      if (*budget_waits_until_ == SteadyTime::max()) {
+        const WriteBackQueue::Entry entry = write_back_.Pop();
+        budget_waits_until_.reset();
+        ++shared_.counters.disk_declined_blocks;
+        SettleDurableLocked(entry.ns.get(), entry.key, "it is larger than nvme.write_burst", calls);
+        continue;
+      }
+      if (due->durability != DiskDurability::kStrict) break;
+      // Endurance is a hard limit: whoever waits is told, and the block waits like any other.
+      WriteBackQueue::Entry entry = write_back_.Pop();
+      SettleDurableLocked(entry.ns.get(), entry.key, "the write budget is used up", calls);
+      entry.durability = DiskDurability::kBatch;
+      write_back_.Push(std::move(entry));
+      continue;
+    }
+    const WriteBackQueue::Entry entry = write_back_.Pop();
+    job = BeginWriteLocked(entry, calls);
+    if (job == nullptr) budget_.Return(entry.bytes);
+  }
+  CountLostLocked(lost, calls);
+  write_due_ = job != nullptr;
+  return job;
+}
+
+void TieredStore::CountLostLocked(const std::deque<WriteBackQueue::Entry>& lost, Calls* calls) {
+  for (const WriteBackQueue::Entry& entry : lost) {
+    // The others are on disk, or on their way there.
+    if (entry.ns->index().IsAlive(entry.block)) continue;
+    ++shared_.counters.disk_lost_blocks;
+    SettleDurableLocked(entry.ns.get(), entry.key, "it left RAM before it could be written", calls);
+  }
+}
+
+std::shared_ptr<TieredStore::WriteJob> TieredStore::BeginWriteLocked(
+    const WriteBackQueue::Entry& entry, Calls* calls) {
+  const std::shared_ptr<NamespaceStore>& ns = entry.ns;
+  const BlockId id = entry.block.id;
+  const BlockKey key = entry.key;
+  DiskNamespace& on_disk = disk_index_->Open(ns->fingerprint(), ns->SlotBytes());
+  auto job = std::make_shared<WriteJob>();
+  job->ns = ns;
+  job->on_disk = &on_disk;
+  job->key = key;
+  job->parent = ns->index().ParentKeyOf(id);
+  job->durability = entry.durability;
+  auto reservation = disk_index_->Reserve(on_disk, key, job->parent);
+  if (!reservation.has_value()) {
+    ++shared_.counters.disk_declined_blocks;
+    disk_index_->Settle(ns->fingerprint());
+    SettleDurableLocked(ns.get(), key, "there is no room on disk", calls);
+    return nullptr;
+  }
+  job->reservation = *std::move(reservation);
+  job->last_use = ns->LastUse(key);
+  const std::vector<std::uint64_t> payload_bytes = ns->PayloadBytes();
+  const auto part_count = ns->layout().PartCount();
+  const std::uint64_t sequence = disk_store_->NextSequence();
+  for (std::uint32_t part = 0; part < part_count; ++part) {
+    const auto pin = ns->PinForRead(id, part);
+    if (!pin.has_value()) break;
+    job->pins.push_back(*pin);
+    const Extent extent = ns->group(ns->GroupOf(part)).ExtentOf(pin->slot);
+    const std::uint64_t slot_bytes = on_disk.slot_bytes[part];
+    job->checksums.push_back(ns->ChecksumOf(id, part));
+    job->parts.push_back({job->reservation.places[part],
+                          {.fingerprint = ns->fingerprint(),
+                           .key = key,
+                           .parent = job->parent,
+                           .part = part,
+                           .part_count = part_count,
+                           .payload_bytes = payload_bytes[part],
+                           .checksum = job->checksums.back(),
+                           .sequence = sequence},
+                          extent.region->bytes().subspan(extent.offset, slot_bytes),
+                          entry.durability});
+    job->bytes += slot_bytes;
+  }
+  job->writes_left = job->parts.size();
+  job->parts_left = job->parts.size();
+  writing_bytes_ += job->bytes;
+  write_jobs_[job->reservation.number] = job;
+  return job;
+}
+
+// ---- Writing ----
+
+absl::Status TieredStore::PrepareWrite(const WriteJob& job) {
+  if (job.parts.size() != job.checksums.size() ||
+      job.parts.size() != job.reservation.places.size()) {
+    return absl::ResourceExhaustedError("its memory is pinned as often as can be counted");
+  }
+  // A slot is void without its segment's header, so that comes first.
+  for (const DiskIndex::NewSegment& segment : job.reservation.new_segments) {
+    std::promise<absl::Status> written;
+    disk_store_->WriteSegment(
+        segment, [&written](absl::Status status) { written.set_value(std::move(status)); });
+    if (absl::Status status = written.get_future().get(); !status.ok()) return status;
+    MutexLock lock(mu_);
+    disk_index_->SegmentWritten(segment);
+  }
+  // What a client has damaged in shared memory does not get any further.
+  for (const DiskStore::PartWrite& part : job.parts) {
+    const std::uint32_t seed = PartChecksumSeed(part.part.key, part.part.part);
+    if (Crc32c(part.payload.first(part.part.payload_bytes), seed) != part.part.checksum) {
+      return absl::DataLossError("it was damaged in RAM");
+    }
+  }
+  return absl::OkStatus();
+}
+
+void TieredStore::RunWrite(const std::shared_ptr<WriteJob>& job) {
+  const absl::Status ready = PrepareWrite(*job);
+  if (ready.ok()) {
+    for (const DiskStore::PartWrite& part : job->parts) {
+      disk_store_->Write(
+          part, [this, job](const absl::Status& ended) { EndWritten(job, ended); },
+          [this, job](const absl::Status& ended) { EndDurable(job, ended); });
+    }
+    return;
+  }
+  Calls calls;
+  {
+    MutexLock lock(mu_);
+    job->status = ready;
+    for (std::uint32_t part = 0; part < job->pins.size(); ++part) {
+      job->ns->UnpinRead(job->pins[part], job->ns->GroupOf(part));
+    }
+    if (absl::IsDataLoss(ready)) job->ns->DropDamaged(job->pins.front().block);
+    budget_.Return(job->bytes);
+    writing_bytes_ -= job->bytes;
+    EndJobLocked(job, &calls);
+  }
+  Make(calls);
+}
+
+void TieredStore::EndWritten(const std::shared_ptr<WriteJob>& job, const absl::Status& status) {
+  Calls calls;
+  {
+    MutexLock lock(mu_);
+    if (--job->writes_left == 0) {
+      for (std::uint32_t part = 0; part < job->pins.size(); ++part) {
+        job->ns->UnpinRead(job->pins[part], job->ns->GroupOf(part));
+      }
+      writing_bytes_ -= job->bytes;
+      mover_changed_.NotifyAll();
+    }
+    if (!status.ok()) {
+      job->status = status;
+      if (--job->parts_left == 0) EndJobLocked(job, &calls);
+    }
+  }
+  Make(calls);
+}
+
+void TieredStore::EndDurable(const std::shared_ptr<WriteJob>& job, const absl::Status& status) {
+  Calls calls;
+  {
+    MutexLock lock(mu_);
+    if (!status.ok()) job->status = status;
+    if (--job->parts_left == 0) EndJobLocked(job, &calls);
+  }
+  Make(calls);
+}
+
+void TieredStore::EndJobLocked(const std::shared_ptr<WriteJob>& job, Calls* calls) {
+  // Parents are what clients say, and could name each other: only an earlier one is waited for.
+  const auto parent = job->on_disk->writing.find(job->parent);
+  if (parent != job->on_disk->writing.end() && parent->second < job->reservation.number) {
+    const auto before = write_jobs_.find(parent->second);
+    if (before != write_jobs_.end()) {
+      before->second->followers.push_back(job);
+      return;
+    }
+  }
+  std::vector<std::shared_ptr<WriteJob>> done = {job};
+  while (!done.empty()) {
+    const std::shared_ptr<WriteJob> next = std::move(done.back());
+    done.pop_back();
+    write_jobs_.erase(next->reservation.number);
+    done.insert(done.end(), next->followers.begin(), next->followers.end());
+    FinishWriteLocked(*next, calls);
+  }
+}
+
+void TieredStore::FinishWriteLocked(WriteJob& job, Calls* calls) {
+  if (job.status.ok()) {
+    const bool kept =
+        disk_index_->Commit(*job.on_disk, job.key, job.parent, job.reservation, job.checksums,
+                            std::max(job.last_use, job.ns->LastUse(job.key)));
+    if (kept) {
+      ++shared_.counters.disk_stored_blocks;
+      job.ns->directory().Update(job.key, job.ns->indices());
+    }
+    if (kept && job.durability == DiskDurability::kNone) {
+      SettleAfterSyncLocked(job.ns, job.key);
+    } else {
+      SettleDurableLocked(job.ns.get(), job.key, kept ? "" : "it was deleted meanwhile", calls);
+    }
+  } else {
+    disk_index_->Abort(*job.on_disk, job.key, job.reservation);
+    ++shared_.counters.disk_declined_blocks;
+    SettleDurableLocked(job.ns.get(), job.key, std::string(job.status.message()), calls);
+  }
+  disk_index_->Settle(job.ns->fingerprint());
+  SettleLocked(job.ns);
+  mover_changed_.NotifyAll();
+  idle_changed_.NotifyAll();
+}
+
+// ---- Strict commits ----
+
+void TieredStore::AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns,
+                                     std::span<const BlockKey> keys, DurableDone done,
+                                     Calls* calls) {
+  if (keys.empty()) {
+    calls->push_back([done = std::move(done)] { done({}); });
+    return;
+  }
+  auto wait = std::make_shared<DurableWait>();
+  wait->left = keys.size();
+  wait->deadline = options_.clock->Now() + disk_options_.write_timeout;
+  wait->done = std::move(done);
+  commits_waiting_.push_back(wait);
+  for (const BlockKey& key : keys) {
+    if (!disk_failure_.ok()) {
+      SettleOne(wait, std::string(disk_failure_.message()), calls);
+      continue;
+    }
+    durable_waits_[{ns.get(), key}].push_back(wait);
+    // Somebody else's block, of whatever class: what is in the catalog becomes durable by a sync.
+    if (ns->IsOnDisk(key)) SettleAfterSyncLocked(ns, key);
+  }
+  mover_changed_.NotifyAll();
+}
+
+void TieredStore::SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns,
+                                        const BlockKey& key) {
+  if (!durable_waits_.contains({ns.get(), key})) return;
+  disk_store_->Sync([this, ns, key](const absl::Status& status) {
+    Calls calls;
+    {
+      MutexLock lock(mu_);
+      // Its device may have failed in between, and then it is dropped by now.
+      const bool gone = status.ok() && !ns->IsOnDisk(key);
+      SettleDurableLocked(ns.get(), key,
+                          gone ? "it left the disk meanwhile" : std::string(status.message()),
+                          &calls);
+    }
+    Make(calls);
+  });
+}
+
+void TieredStore::SettleDurableLocked(const NamespaceStore* ns, const BlockKey& key,
+                                      std::string_view reason, Calls* calls) {
+  const auto found = durable_waits_.find({ns, key});
+  if (found == durable_waits_.end()) return;
+  const auto waits = std::move(found->second);
+  durable_waits_.erase(found);
+  for (const std::shared_ptr<DurableWait>& wait : waits) SettleOne(wait, reason, calls);
+}
+
+void TieredStore::SettleOne(const std::shared_ptr<DurableWait>& wait, std::string_view reason,
+                            Calls* calls) {
+  if (wait->ended) return;
+  if (reason.empty()) {
+    ++wait->result.blocks;
+  } else if (wait->result.reason.empty()) {
+    wait->result.reason = reason;
+  }
+  if (--wait->left > 0) return;
+  wait->ended = true;
+  calls->push_back([wait] { wait->done(std::move(wait->result)); });
+}
+
+void TieredStore::ExpireCommitsLocked(SteadyTime now, Calls* calls) {
+  while (!commits_waiting_.empty() &&
+         (commits_waiting_.front()->ended || commits_waiting_.front()->deadline <= now || stop_)) {
+    const std::shared_ptr<DurableWait> late = std::move(commits_waiting_.front());
+    commits_waiting_.pop_front();
+    if (late->ended) continue;
+    late->left = 1;
+    SettleOne(late, stop_ ? "the daemon stops" : "the disk took longer than nvme.write_timeout",
+              calls);
+  }
+  if (commits_waiting_.empty()) durable_waits_.clear();
+}
+
+void TieredStore::Make(const Calls& calls) {
+  for (const std::function<void()>& call : calls) call();
+}
+
+}  // namespace kavern::tiers
