@@ -1,46 +1,8 @@
-"""A real daemon for every test that asks: KAVERN_BIN is the directory of kavernd and kavern."""
-
-import os
-import pathlib
-import signal
-import subprocess
+"""A real daemon for every test that asks."""
 
 import kavern
 import pytest
-
-
-class Daemon:
-    def __init__(self, directory: pathlib.Path, ram: str):
-        self.directory = directory
-        self.ram = ram
-        self.bin = pathlib.Path(os.environ["KAVERN_BIN"])
-        self.address = f"unix://{directory}/kavern.sock"
-        self.process = None
-
-    def start(self) -> None:
-        config = self.directory / "kavern.yaml"
-        config.write_text(
-            f"listen: {{socket: {self.directory}/kavern.sock}}\n"
-            'http: {address: ""}\n'
-            f"ram: {{capacity: {self.ram}, region: 2MiB, reserve: 0}}\n"
-        )
-        with open(self.directory / "kavernd.log", "a") as log:
-            self.process = subprocess.Popen([self.bin / "kavernd", "--config", config], stderr=log)
-        self.kavern("status", "--wait-ms", "20000")
-
-    def kavern(self, *arguments: str) -> str:
-        command = [self.bin / "kavern", "--address", self.address, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.process = None
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            assert self.process.wait(timeout=20) == 0
+from daemon import Daemon
 
 
 @pytest.fixture

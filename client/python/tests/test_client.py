@@ -147,3 +147,17 @@ def test_a_namespace_outlives_its_client_handle(daemon):
     keys = keys_of(ns, 1, 1)
     store(ns, keys)
     assert ns.match(keys) == 1
+
+
+def test_a_prefetch_tells_how_far_it_is_and_can_be_called_off(ns):
+    keys = keys_of(ns, 1, 3)
+    store(ns, keys[:2])
+    told = []
+    done = ns.prefetch(keys, on_progress=lambda progress: told.append(progress.ready))
+    assert (done.ready, done.failed, done.total) == (2, 1, 3)
+    assert told == sorted(told) and told[-1] == 2
+    with pytest.raises(kavern.CancelledError):
+        ns.prefetch(keys, on_progress=lambda progress: False)
+    with pytest.raises(ZeroDivisionError):
+        ns.prefetch(keys, on_progress=lambda progress: 1 // 0)
+    assert ns.prefetch(keys[:2]).ready == 2

@@ -24,6 +24,7 @@ def test_a_store_by_lease_is_seen_when_it_is_committed(ns):
             lease.fill(i, payload(key))
         assert ns.match(keys) == 0
         lease.commit()
+        assert (lease.durable_blocks, lease.not_durable_reason) == (0, "")  # nobody asked for it
     assert ns.match(keys) == 2
 
 
@@ -126,7 +127,9 @@ def test_what_a_lease_could_not_get_is_told_key_by_key(ns):
     with ns.fetch(keys) as lease:
         assert len(lease) == 2
         assert lease.status(0) is None
+        assert lease.tier(0) == "ram"
         assert isinstance(lease.status(1), kavern.NotFoundError)
+        assert lease.tier(1) == "none"
         with pytest.raises(kavern.NotFoundError):
             lease[1]
         with pytest.raises(IndexError):

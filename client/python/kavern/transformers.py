@@ -1,0 +1,308 @@
+"""Hugging Face transformers: a conversation's KV cache outlives `generate`, the process, and the machine's model server.
+
+    keeper = kavern.transformers.CacheKeeper(client, model)
+    cache = keeper.load(input_ids)                                   # what is stored of it, maybe nothing
+    output = model.generate(input_ids, past_key_values=cache, return_dict_in_generate=True)
+    keeper.save(output.sequences, output.past_key_values)
+
+For any decoder whose layers are full or sliding-window attention, with DynamicCache or StaticCache; one sequence at a
+time. Full-attention layers are kept in blocks, shared by all conversations that begin alike. What sliding-window layers
+hold at a save is kept beside them, so such a conversation goes on where it was saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import kavern
+import kavern.weights
+from kavern.errors import InvalidArgumentError, KavernError, UnimplementedError
+from kavern.weights import weights_revision
+
+_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
+# torch's name of a dtype: kavern's.
+_DTYPES = {"torch.bfloat16": "bfloat16", "torch.float16": "float16", "torch.float32": "float32"}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What one layer keeps of a token: K and V of `heads` heads. window: tokens it looks back, 0 for all."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    window: int
+
+    @property
+    def elements(self) -> int:
+        return self.heads * (self.key_dim + self.value_dim)
+
+
+class CacheKeeper:
+    """Keeps caches of one model. Not thread-safe."""
+
+    def __init__(self, client: kavern.Client, model, *, tokens_per_block: int = 64, revision: str = ""):
+        """revision: names the weights; left out, they are told by the content of the folder that the model was loaded
+        from. Raises InvalidArgumentError where there is none, and UnimplementedError for caches of other kinds."""
+        import torch
+        import transformers
+
+        self._model = model
+        self._block = tokens_per_block
+        probe = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=probe, use_cache=True)
+        self._shapes = [_shape_of(i, layer) for i, layer in enumerate(probe.layers)]
+        self._full = [i for i, shape in enumerate(self._shapes) if shape.window == 0]
+        self._sliding = [i for i, shape in enumerate(self._shapes) if shape.window > 0]
+        kinds = {(shape.heads, shape.key_dim, shape.value_dim) for i, shape in enumerate(self._shapes) if i in self._full}
+        if len(kinds) > 1:
+            raise UnimplementedError(f"full-attention layers of different shapes: {sorted(kinds)}")
+        self._dtype = probe.layers[0].keys.dtype
+        if str(self._dtype) not in _DTYPES:
+            raise UnimplementedError(f"a cache of {self._dtype}; known: {', '.join(_DTYPES)}")
+
+        config = model.config
+        revision = revision or weights_revision(config._name_or_path, None, "auto", 0)
+        packing = f"transformers {transformers.__version__}, {config._attn_implementation}, {model.dtype}, {self._shapes}"
+        names = {"weights_revision": revision, "engine_layout": kavern.weights.short_name(packing)}
+        model_type = f"{config.model_type} {type(model).__name__}"
+        self._blocks = self._tails = None
+        if self._full:
+            shape = self._shapes[self._full[0]]
+            group = kavern.LayerGroup(
+                len(self._full),
+                kind=kavern.LayerGroupKind.RECURRENT_STATE,
+                state_bytes=shape.elements * tokens_per_block * self._dtype.itemsize,
+            )
+            layout = kavern.KvLayout(tokens_per_block, [group], dtype=_DTYPES[str(self._dtype)])
+            self._blocks = client.open_namespace(kavern.NamespaceSpec(model_type, layout, **names))
+        if self._sliding:
+            # The end of a sequence of any length, under the key of all of its tokens.
+            group = kavern.LayerGroup(
+                1, kind=kavern.LayerGroupKind.RECURRENT_STATE, state_bytes=self._tail_elements() * self._dtype.itemsize
+            )
+            layout = kavern.KvLayout(1, [group], dtype=_DTYPES[str(self._dtype)])
+            self._tails = client.open_namespace(kavern.NamespaceSpec(model_type + ", tails", layout, **names))
+
+    # ---- Loading ----
+
+    def load(self, input_ids, into=None):
+        """The stored beginning of input_ids, shape (1, tokens), as a cache for `generate`; at least its last token is
+        left to compute.
+
+        into: an empty StaticCache or DynamicCache to fill, and to return; left out, a new DynamicCache. Whatever is not
+        there, or not right, is left to the model: this raises no KavernError.
+        """
+        import transformers
+
+        cache = into if into is not None else transformers.DynamicCache(config=self._model.config)
+        if cache.get_seq_length() != 0:
+            raise InvalidArgumentError("into: expected an empty cache")
+        tokens = _tokens_of(input_ids)
+        try:
+            layers = self._fetch(tokens[:-1])
+        except KavernError:
+            layers = None
+        if layers is not None:
+            length, states = layers
+            for layer, (keys, values) in zip(cache.layers, states):
+                _fill(layer, keys.to(self._model.device), values.to(self._model.device), length)
+        return cache
+
+    def _fetch(self, tokens: list[int]):
+        """Length, and K and V of every layer; None: nothing stored."""
+        import torch
+
+        blocks = self._match(tokens)
+        if self._tails is None:
+            if blocks == 0:
+                return None
+            fetched = self._fetch_blocks(tokens, blocks)
+            return (fetched[0][0].shape[2], fetched) if fetched else None
+
+        length, key = self._longest_tail(tokens, blocks)
+        if key is None:
+            return None
+        whole = length // self._block if self._full else 0
+        full = self._fetch_blocks(tokens, whole) if whole else None
+        tail = torch.empty(self._tail_elements(), dtype=self._dtype)
+        if (whole and full is None) or not self._tails.fetch_into([key], [_bytes(tail)]).all_ok:
+            return None
+        states, pieces = [], self._split_tail(tail)
+        for i, shape in enumerate(self._shapes):
+            keys, values = pieces[i]
+            if shape.window:
+                kept = min(length, shape.window - 1)
+                states.append((keys[:, :, :kept], values[:, :, :kept]))
+            else:
+                rest = length - whole * self._block
+                keys, values = keys[:, :, :rest], values[:, :, :rest]
+                if whole:
+                    before = full[self._full.index(i)]
+                    keys, values = torch.cat((before[0], keys), 2), torch.cat((before[1], values), 2)
+                states.append((keys, values))
+        return length, states
+
+    def _match(self, tokens: list[int]) -> int:
+        if self._blocks is None:
+            return 0
+        return self._blocks.match(self._chain(self._blocks, tokens).keys)
+
+    def _longest_tail(self, tokens: list[int], blocks: int):
+        keys = self._chain(self._tails, tokens).keys
+        for length in range(len(keys), 0, -1):
+            if self._full and length // self._block > blocks:
+                continue
+            if self._tails.match([keys[length - 1]]) == 1:
+                return length, keys[length - 1]
+        return 0, None
+
+    def _fetch_blocks(self, tokens: list[int], count: int):
+        """K and V of the full-attention layers, of as many of `count` blocks as are right."""
+        import torch
+
+        shape = self._shapes[self._full[0]]
+        parts = torch.empty((count, len(self._full), shape.elements * self._block), dtype=self._dtype)
+        keys = self._chain(self._blocks, tokens).keys_between(0, count)
+        errors = self._blocks.fetch_into(keys, [_bytes(part) for part in parts]).errors
+        good = next((i for i, error in enumerate(errors) if error is not None), count)
+        if good == 0 or (self._tails is not None and good < count):
+            return None
+        states = []
+        split = shape.heads * shape.key_dim * self._block
+        for layer in range(len(self._full)):
+            keys_of = parts[:good, layer, :split].reshape(good, shape.heads, self._block, shape.key_dim)
+            values_of = parts[:good, layer, split:].reshape(good, shape.heads, self._block, shape.value_dim)
+            states.append(tuple(x.transpose(0, 1).reshape(1, shape.heads, good * self._block, -1) for x in (keys_of, values_of)))
+        return states
+
+    # ---- Saving ----
+
+    def save(self, token_ids, cache) -> int:
+        """Keeps what `cache` holds of the sequence token_ids, shape (1, tokens). Returns the tokens that are stored from
+        its beginning on. Raises KavernError; a daemon that is away is UnavailableError."""
+        tokens = _tokens_of(token_ids)
+        length = min(cache.get_seq_length(), len(tokens))
+        if length < cache.get_seq_length():
+            raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
+        states = [_kept(i, layer, self._shapes[i]) for i, layer in enumerate(cache.layers)]
+        tokens = tokens[:length]
+        stored = self._save_blocks(tokens, states) if self._blocks is not None else 0
+        if self._tails is None:
+            return stored
+        if self._full and stored < length // self._block * self._block:
+            return 0  # without its blocks a tail is of no use
+        key = self._chain(self._tails, tokens).keys[-1]
+        if self._tails.match([key]) == 0:
+            result = self._tails.store([key], [_bytes(self._pack_tail(states, length))])
+            if kavern.StoreOutcome.DECLINED in result.outcomes:
+                return 0
+        return length
+
+    def _save_blocks(self, tokens: list[int], states: list) -> int:
+        import torch
+
+        keys = self._chain(self._blocks, tokens).keys
+        first = self._blocks.match(keys)
+        parts = []
+        for block in range(first, len(keys)):
+            here = slice(block * self._block, (block + 1) * self._block)
+            pieces = [x[0, :, here].reshape(-1) for i in self._full for x in states[i]]
+            parts.append(_bytes(torch.cat(pieces).cpu()))
+        if parts:
+            parent = keys[first - 1] if first else None
+            outcomes = self._blocks.store(keys[first:], parts, parent=parent).outcomes
+            kept = next((i for i, o in enumerate(outcomes) if o == kavern.StoreOutcome.DECLINED), len(outcomes))
+            return (first + kept) * self._block
+        return first * self._block
+
+    # ---- Tails: of sliding layers the window, of full ones what is no whole block ----
+
+    def _tail_tokens(self, shape: _Shape) -> int:
+        return shape.window - 1 if shape.window else self._block
+
+    def _tail_elements(self) -> int:
+        return sum(shape.elements * self._tail_tokens(shape) for shape in self._shapes)
+
+    def _split_tail(self, tail) -> list:
+        """K and V of every layer, shape (1, heads, tokens, dim), as views of the tail."""
+        pieces, at = [], 0
+        for shape in self._shapes:
+            both = []
+            for dim in (shape.key_dim, shape.value_dim):
+                size = shape.heads * self._tail_tokens(shape) * dim
+                both.append(tail[at : at + size].view(1, shape.heads, self._tail_tokens(shape), dim))
+                at += size
+            pieces.append(tuple(both))
+        return pieces
+
+    def _pack_tail(self, states: list, length: int):
+        import torch
+
+        tail = torch.zeros(self._tail_elements(), dtype=self._dtype)
+        begin = length // self._block * self._block
+        for shape, targets, sources in zip(self._shapes, self._split_tail(tail), states):
+            for target, source in zip(targets, sources):
+                piece = source if shape.window else source[:, :, begin:length]
+                target[:, :, : piece.shape[2]] = piece
+        return tail
+
+    @staticmethod
+    def _chain(namespace: kavern.Namespace, tokens: list[int]) -> kavern.BlockKeyChain:
+        chain = namespace.chain()
+        chain.append(tokens)
+        return chain
+
+
+def _tokens_of(ids) -> list[int]:
+    if ids.dim() != 2 or ids.shape[0] != 1:
+        raise InvalidArgumentError(f"token ids: shape {tuple(ids.shape)}, expected (1, tokens): one sequence at a time")
+    return ids[0].tolist()
+
+
+def _bytes(tensor):
+    """The memory of a contiguous tensor, as bytes: not every dtype is known to the buffer protocol."""
+    import torch
+
+    return tensor.view(torch.uint8)
+
+
+def _shape_of(index: int, layer) -> _Shape:
+    name = type(layer).__name__
+    if name not in _LAYERS:
+        raise UnimplementedError(f"layer {index} of the cache is a {name}; known: {', '.join(_LAYERS)}")
+    window = layer.sliding_window if layer.is_sliding else 0
+    return _Shape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], window)
+
+
+def _kept(index: int, layer, shape: _Shape) -> tuple:
+    """K and V that a layer holds, oldest token first; of a sliding window the last window - 1 tokens."""
+    name = type(layer).__name__
+    if name not in _LAYERS or layer.keys.shape[0] != 1:
+        raise UnimplementedError(f"layer {index} of the cache: {name} of {layer.keys.shape[0]} sequences")
+    length = int(layer.get_seq_length())
+    keys, values = layer.keys, layer.values
+    if name == "StaticLayer" or (name == "StaticSlidingWindowLayer" and length < layer.max_cache_len):
+        keys, values = keys[:, :, :length], values[:, :, :length]
+    if shape.window:
+        kept = min(length, shape.window - 1)
+        keys, values = keys[:, :, keys.shape[2] - kept :], values[:, :, values.shape[2] - kept :]
+    return keys, values
+
+
+def _fill(layer, keys, values, length: int) -> None:
+    """Puts K and V, the last of `length` tokens, into an empty layer."""
+    name = type(layer).__name__
+    if name == "StaticSlidingWindowLayer" and length >= layer.max_cache_len:
+        # Full: tokens lie at the end, and the one before the window is never looked at.
+        layer.lazy_initialization(keys, values)
+        kept = min(keys.shape[2], layer.max_cache_len)
+        layer.keys[:, :, -kept:] = keys[:, :, -kept:]
+        layer.values[:, :, -kept:] = values[:, :, -kept:]
+        layer.cumulative_length_int = length
+        layer.cumulative_length.fill_(layer.max_cache_len)
+        return
+    layer.update(keys, values)
+    if name == "DynamicSlidingWindowLayer":
+        layer.cumulative_length = length

@@ -1,0 +1,100 @@
+"""One process's connection to the daemon: opened when it is there, rested when it is in trouble."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import kavern
+
+logger = logging.getLogger("vllm.kavern")
+
+
+class Breaker:
+    """Keeps an engine from waiting for a daemon that does not answer, again and again.
+
+    After trouble nothing is asked of it for a while, which doubles up to a maximum with every trouble after that and
+    starts anew after a success.
+    """
+
+    FIRST_S = 0.5
+    MAX_S = 8.0
+
+    def __init__(self, clock=time.monotonic):
+        self._clock = clock
+        self._rest_s = 0.0
+        self._until = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the daemon may be asked."""
+        return self._clock() >= self._until
+
+    def trouble(self) -> None:
+        if not self.closed:
+            return  # of something asked before
+        if self._rest_s == 0.0:
+            logger.warning("Kavern does not answer: going on without it, trying again from time to time")
+        self._rest_s = min(max(self._rest_s * 2, self.FIRST_S), self.MAX_S)
+        self._until = self._clock() + self._rest_s
+
+    def success(self) -> None:
+        if self._rest_s > 0.0:
+            logger.warning("Kavern answers again")
+        self._rest_s = 0.0
+        self._until = 0.0
+
+
+class Link:
+    """A client, and the namespace of this engine's KV once the daemon has been there."""
+
+    RETRY_S = 1.0
+
+    def __init__(self, settings, name: str):
+        self._settings = settings
+        self.breaker = Breaker()
+        self._client = kavern.Client(
+            settings.address,
+            tenant=settings.tenant,
+            client_name=name,
+            deadline=settings.load_timeout_s,
+            copy_threads=settings.copy_threads,
+            verify_checksums=settings.verify_checksums,
+            any_processor=True,
+        )
+        self._spec = None
+        self._namespace = None
+        self._retry_at = 0.0
+        self._warned = False
+
+    def use(self, spec: kavern.NamespaceSpec, wait_s: float = 0.0) -> None:
+        """What namespace() opens from now on. wait_s: how long to wait for the daemon here."""
+        self._spec = spec
+        self._namespace = None
+        self._retry_at = 0.0
+        if wait_s > 0:
+            try:
+                self._client.wait_until_attached(deadline=wait_s)
+            except kavern.KavernError:
+                pass  # said by namespace()
+        self.namespace()
+
+    def namespace(self) -> kavern.Namespace | None:
+        """None while the daemon has never been there. Keys are unknown until then: the tenant is part of them."""
+        if self._namespace is None and self._spec is not None and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + self.RETRY_S
+            try:
+                self._namespace = self._client.open_namespace(self._spec)
+            except kavern.KavernError as error:
+                if not self._warned:
+                    logger.warning("Kavern is not there yet, serving without it: %s", error)
+                self._warned = True
+        return self._namespace
+
+    @property
+    def attached(self) -> bool:
+        return self._client.connection.attached
+
+    def close(self) -> None:
+        self._namespace = None
+        self._client.close()

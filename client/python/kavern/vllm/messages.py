@@ -1,0 +1,75 @@
+"""What scheduler and workers of one engine tell each other; pickled by vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from kavern.vllm.identity import Identity
+
+
+@dataclass
+class Handshake(KVConnectorHandshakeMetadata):
+    """A worker's, once: what its KV looks like."""
+
+    identity: Identity
+
+
+@dataclass
+class Load:
+    request_id: str
+    groups: list[tuple[list[bytes], list[int]]]  # per KV cache group: keys, and the page of each
+
+
+@dataclass
+class Save:
+    request_id: str
+    first: int  # number of keys[0]'s block in the request's chain
+    parent: bytes | None
+    keys: list[bytes]
+    pages: list[list[int]]  # per KV cache group
+
+
+@dataclass
+class StepPlan(KVConnectorMetadata):
+    """Scheduler to workers, every step."""
+
+    epoch: int = 0
+    idle: bool = False  # nothing is computed in this step
+    loads: list[Load] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+
+
+@dataclass
+class StepReport(KVConnectorWorkerMetadata):
+    """Workers to scheduler, every step in which something ended. Merged over all workers."""
+
+    failed_loads: set[str] = field(default_factory=set)
+    failed_saves: set[str] = field(default_factory=set)
+    # Blocks of a request, from its first on, that every rank has stored.
+    saved_blocks: dict[str, int] = field(default_factory=dict)
+    # The daemon did not answer, or not in time.
+    trouble: bool = False
+    # A load or save ended well.
+    answered: bool = False
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> StepReport:
+        assert isinstance(other, StepReport)
+        saved = dict(self.saved_blocks)
+        for request_id, count in other.saved_blocks.items():
+            saved[request_id] = min(count, saved.get(request_id, count))
+        return StepReport(
+            self.failed_loads | other.failed_loads,
+            self.failed_saves | other.failed_saves,
+            saved,
+            self.trouble or other.trouble,
+            self.answered or other.answered,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.failed_loads or self.failed_saves or self.saved_blocks or self.trouble or self.answered)

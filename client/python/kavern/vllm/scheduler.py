@@ -1,0 +1,336 @@
+"""The scheduler's half: what is a hit, what is to be loaded, what is to be saved."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import kavern
+from kavern.vllm import identity as identities
+from kavern.vllm.link import Link
+from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
+from kavern.vllm.metrics import Stats
+
+logger = logging.getLogger("vllm.kavern")
+
+# Keys of one save, so that no request to the daemon grows without bound.
+_BLOCKS_PER_SAVE = 1024
+
+
+def _fresh_epoch() -> int:
+    return secrets.randbits(63) | 1
+
+
+def _names_conversation(request) -> bool:
+    return any(name.startswith("kavern.") for name in request.kv_transfer_params or ())
+
+
+@dataclass
+class _Conversation:
+    """One request's chain of blocks."""
+
+    request: Any
+    chain: kavern.BlockKeyChain | None = None  # None: its KV is not cached, see `why_not`
+    why_not: str = ""
+    adapter: bytes = b""  # key of the LoRA adapter
+    # Blocks that workers were told to save or that the daemon has; None: ask the directory.
+    offered: int | None = None
+    local_tokens: int = 0  # what the engine itself still has
+    hit_tokens: int = 0
+    hit_tiers: list[str] = field(default_factory=list)  # per block beyond the engine's own: who had it at the match
+    miss: str = "not looked up"
+    loading: bool = False
+    load_failed: bool = False
+
+
+class SchedulerSide:
+    def __init__(self, settings, vllm_config, kv_cache_config):
+        self._settings = settings
+        self._link = Link(settings, "vllm scheduler")
+        self._groups = len(kv_cache_config.kv_cache_groups)
+        self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._identity: identities.Identity | None = None
+        # Where weights are sent in while the engine runs, its files do not tell them, and no hook says when: such an
+        # engine shares nothing.
+        self._epoch = _fresh_epoch() if vllm_config.weight_transfer_config is not None else 0
+        self._null_page = 0
+        self._conversations: dict[str, _Conversation] = {}
+        self._loads: list[Load] = []
+        # By number and path: what the adapter's folder looked like when the engine was first asked for it, and its key.
+        self._adapters: dict[tuple[int, str], tuple[tuple, bytes]] = {}
+        self._told_of_conversations = False
+        events = vllm_config.kv_events_config
+        self._events: list | None = [] if events is not None and events.enable_kv_cache_events else None
+        self.stats = Stats()
+
+    # ---- The engine's life ----
+
+    def handshake(self, workers: dict[tuple[int, int], Handshake]) -> None:
+        """Raises ValueError when workers keep KV of different shapes."""
+        found = {worker.identity for worker in workers.values()}
+        if len(found) != 1:
+            raise ValueError(f"Kavern: the workers' KV differs: {sorted(map(str, found))}")
+        (self._identity,) = found
+        self._link.use(self._identity.spec(self._epoch), wait_s=self._settings.attach_timeout_s)
+
+    def bind_block_pool(self, pool) -> None:
+        self._null_page = pool.null_block.block_id
+
+    def reset(self) -> None:
+        """Weights may have changed: what was stored so far is not this engine's any more. It stays, for others."""
+        self._epoch = _fresh_epoch()
+        logger.info("Kavern: cache reset, a fresh namespace from here on (epoch %d)", self._epoch)
+        if self._identity is not None:
+            self._link.use(self._identity.spec(self._epoch))
+        for conversation in self._conversations.values():
+            conversation.chain = None
+            conversation.why_not = "the cache was reset while the request ran"
+
+    def close(self) -> None:
+        self._link.close()
+
+    # ---- Matching ----
+
+    def matched_tokens(self, request, local_tokens: int) -> int:
+        """Tokens beyond `local_tokens` that can be loaded; whole blocks, and never the last token."""
+        state = self._conversation(request)
+        state.local_tokens = local_tokens
+        state.hit_tokens = 0
+        state.miss = self._why_no_lookup(state)
+        if state.miss:
+            return 0
+        self._extend(state, request.num_tokens)
+        usable = (request.num_tokens - 1) // self._block_tokens
+        tiers = self._namespace().match_tiers(state.chain.keys_between(0, usable))
+        matched = len(tiers)
+        state.hit_tiers = tiers[local_tokens // self._block_tokens :]
+        tokens = matched * self._block_tokens - local_tokens
+        if tokens <= 0:
+            state.miss = "the engine has it itself" if local_tokens else "not stored, or evicted"
+            return 0
+        state.miss = "" if matched == usable else f"stored up to token {matched * self._block_tokens}"
+        return tokens
+
+    def _why_no_lookup(self, state: _Conversation) -> str:
+        if state.request.skip_reading_prefix_cache:
+            return "the request does not read caches"
+        if state.load_failed:
+            return "a load failed"  # another try could fail as well, for ever
+        if not self._link.breaker.closed:
+            return "the daemon does not answer"
+        if not self._link.attached:
+            return "the daemon is away"
+        self._start_chain(state)
+        return state.why_not
+
+    def allocated(self, request, blocks, external_tokens: int) -> None:
+        """Pages for what matched_tokens() said are there: they are loaded."""
+        if external_tokens == 0:
+            return
+        state = self._conversation(request)
+        first = state.local_tokens // self._block_tokens
+        last = first + external_tokens // self._block_tokens
+        keys = state.chain.keys_between(first, last)
+        groups = []
+        for pages in blocks.get_block_ids():
+            # Of a sliding window only the last blocks have pages.
+            wanted = [(key, page) for key, page in zip(keys, pages[first:last]) if page != self._null_page]
+            groups.append(([key for key, _ in wanted], [page for _, page in wanted]))
+        self._loads.append(Load(request.request_id, groups))
+        state.loading = True
+        state.hit_tokens = external_tokens
+        self.stats.add("hit_tokens", external_tokens)
+        self.stats.add("nvme_hit_tokens", self._tokens_by_tier(state, external_tokens).get("nvme", 0))
+
+    def hit_sources(self, request, external_tokens: int) -> dict[str, int]:
+        """Of what is loaded for the request: tokens by the tier that had them when it was looked up."""
+        return self._tokens_by_tier(self._conversation(request), external_tokens)
+
+    def _tokens_by_tier(self, state: _Conversation, tokens: int) -> dict[str, int]:
+        blocks = Counter(state.hit_tiers[: tokens // self._block_tokens])
+        return {tier: count * self._block_tokens for tier, count in blocks.items()}
+
+    # ---- Every step ----
+
+    def plan(self, output) -> StepPlan:
+        plan = StepPlan(epoch=self._epoch, idle=not output.num_scheduled_tokens, loads=self._loads)
+        self._loads = []
+        block_state = output.kv_connector_block_state
+        may_save = self._link.breaker.closed and self._link.attached
+        for request_id, scheduled in output.num_scheduled_tokens.items():
+            state = self._conversations.get(request_id)
+            if state is None or not may_save:
+                continue
+            request = state.request
+            # Tokens whose KV is right after this step: the last sampled one is not computed yet, and of drafts
+            # num_tokens counts the accepted ones only.
+            ready = min(request.num_computed_tokens + scheduled, request.num_tokens) // self._block_tokens
+            if state.offered is not None and ready <= state.offered or ready == 0:
+                continue
+            save = self._save(state, ready, block_state)
+            if save is not None:
+                plan.saves.append(save)
+        return plan
+
+    def _save(self, state: _Conversation, ready: int, block_state) -> Save | None:
+        self._start_chain(state)
+        if state.chain is None:
+            return None
+        self._extend(state, ready * self._block_tokens)
+        if state.offered is None:
+            state.offered = self._namespace().match(state.chain.keys_between(0, ready))
+        first, last = state.offered, min(ready, state.offered + _BLOCKS_PER_SAVE)
+        if first >= last:
+            return None
+        pages = [list(ids[first:last]) for ids in block_state.get_block_ids(state.request.request_id)]
+        # A sliding window has left a page behind: what follows would have no complete ancestor.
+        count = min((ids.index(self._null_page) if self._null_page in ids else len(ids)) for ids in pages)
+        if count == 0:
+            state.chain, state.why_not = None, "its beginning left the sliding window before it was stored"
+            return None
+        state.offered = first + count
+        keys = state.chain.keys_between(first, first + count)
+        parent = state.chain.keys_between(first - 1, first)[0] if first else None
+        return Save(state.request.request_id, first, parent, keys, [ids[:count] for ids in pages])
+
+    def report(self, output) -> None:
+        """What workers said about loads and saves of earlier steps."""
+        for request_id in output.finished_recving or ():
+            state = self._conversations.get(request_id)
+            if state is not None:
+                state.loading = False
+        report = output.kv_connector_worker_meta
+        if not isinstance(report, StepReport):
+            return
+        for request_id in report.failed_loads:
+            state = self._conversations.get(request_id)
+            if state is not None:
+                state.load_failed = True
+                self.stats.add("failed_tokens", state.hit_tokens)
+                state.hit_tokens = 0
+                state.miss = "a load failed"
+        for request_id in report.failed_saves:
+            state = self._conversations.get(request_id)
+            if state is not None:
+                state.offered = None
+        if report.trouble:
+            self._link.breaker.trouble()
+        elif report.answered:
+            self._link.breaker.success()
+        if self._events is not None:
+            self._note_events(report.saved_blocks)
+
+    def finished(self, request) -> dict[str, Any] | None:
+        """The request's answer carries this, where it is not streamed."""
+        state = self._conversations.pop(request.request_id, None)
+        if state is None:
+            return None
+        hit_tokens = {"ram": 0, **self._tokens_by_tier(state, state.hit_tokens)}
+        told = {"hit_tokens": hit_tokens, "engine_tokens": state.local_tokens}
+        if state.miss:
+            told["miss"] = state.miss
+        if _names_conversation(request):
+            told["conversation"] = "not kept: the daemon does not keep conversations yet"
+        return {"kavern": told}
+
+    # ---- KV events ----
+
+    def _note_events(self, saved: dict[str, int]) -> None:
+        from vllm.distributed.kv_events import MEDIUM_CPU, BlockStored
+        from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+
+        for request_id, end in saved.items():
+            state = self._conversations.get(request_id)
+            hashes = state.request.block_hashes[:end] if state is not None else []
+            if hashes:
+                self._events.append(
+                    BlockStored(
+                        block_hashes=[maybe_convert_block_hash(block_hash) for block_hash in hashes],
+                        parent_block_hash=None,
+                        token_ids=[],
+                        block_size=self._block_tokens,
+                        lora_id=None,
+                        medium=MEDIUM_CPU,
+                        lora_name=None,
+                    )
+                )
+
+    def take_events(self) -> list:
+        events, self._events = self._events or [], [] if self._events is not None else None
+        return events
+
+    # ---- Keys ----
+
+    def _namespace(self) -> kavern.Namespace:
+        return self._link.namespace()
+
+    def _conversation(self, request) -> _Conversation:
+        state = self._conversations.get(request.request_id)
+        if state is None:
+            state = self._conversations[request.request_id] = _Conversation(request)
+            if _names_conversation(request) and not self._told_of_conversations:
+                self._told_of_conversations = True
+                logger.warning(
+                    "Kavern: the daemon does not keep conversations yet: kv_transfer_params of requests have no effect"
+                )
+            if request.prompt_embeds is not None:
+                state.why_not = "prompt embeddings are not cached"
+            elif request.resumable:
+                state.why_not = "streamed input is not cached"
+            elif request.lora_request is not None:
+                self._use_adapter(state, request.lora_request)
+        return state
+
+    def _use_adapter(self, state: _Conversation, lora) -> None:
+        try:
+            stamp = identities.lora_stamp(lora.lora_path)
+            known = self._adapters.get((lora.lora_int_id, lora.lora_path))
+            if known is None:
+                known = (stamp, identities.lora_key(lora.lora_path))
+                self._adapters[lora.lora_int_id, lora.lora_path] = known
+        except OSError as error:
+            state.why_not = f"the adapter's files cannot be read: {error}"
+            return
+        if known[0] == stamp:
+            state.adapter = known[1]
+        else:  # vLLM reads them again when it pleases: nobody knows which content it has
+            state.why_not = "the adapter's files changed under its number: unload it, and load it anew"
+
+    def _start_chain(self, state: _Conversation) -> None:
+        """Leaves `why_not` where there can be no chain (yet)."""
+        if state.chain is not None:
+            return
+        if state.why_not in ("", "the daemon is away"):
+            namespace = self._link.namespace()
+            state.chain = namespace.chain() if namespace is not None else None
+            state.why_not = "" if namespace is not None else "the daemon is away"
+
+    def _extend(self, state: _Conversation, tokens: int) -> None:
+        """Appends the complete blocks among the first `tokens` tokens to the chain."""
+        chain, request = state.chain, state.request
+        first, last = len(chain), tokens // self._block_tokens
+        if last <= first:
+            return
+        for block in range(first, last if request.mm_features else min(last, 1)):
+            extra = self._extra_keys(state, block)
+            if extra:
+                chain.set_extra_keys(block, extra)
+        chain.append(list(request.all_token_ids[first * self._block_tokens : last * self._block_tokens]))
+
+    def _extra_keys(self, state: _Conversation, block: int) -> list[bytes]:
+        """What changes a block's KV beside tokens and ancestors. Of the first block: of the whole chain."""
+        request, keys = state.request, []
+        if block == 0:
+            if request.cache_salt:
+                keys.append(b"salt\0" + request.cache_salt.encode())
+            if state.adapter:
+                keys.append(state.adapter)
+        begin, end = block * self._block_tokens, (block + 1) * self._block_tokens
+        for feature in request.mm_features or ():
+            offset = feature.mm_position.offset
+            if offset < end and begin < offset + feature.mm_position.length:
+                keys.append(f"mm\0{offset - begin}\0{feature.identifier}".encode())
+        return keys

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Time to the first token of a turn: prefix in the engine, prefix in Kavern, prefix nowhere; and what Kavern costs when
+nothing hits. One engine, the three in turn, so that they meet the same machine.
+
+    build/vllm/bin/python tests/bench/vllm_first_token.py --address unix:///run/kavern/kavern.sock
+
+Prints medians and the middle half of all repetitions. A benchmark, not a test: it fails for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import math
+import os
+import pathlib
+import random
+import statistics
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy/vllm"))
+
+from engine import Engine, transfer_config  # noqa: E402
+
+# Kavern's own, and gRPC's, which nothing else in vLLM starts.
+CLIENT_THREADS = ("kavern-", "grpc_", "default-execut", "resolver-execu", "event_engine", "timer_manager")
+# Quantiles of Student's t distribution, by degrees of freedom: 97.5 %.
+STUDENT_95 = {4: 2.776, 9: 2.262, 14: 2.145, 19: 2.093, 29: 2.045}
+
+
+def completion(engine: Engine, prompt: list[int], salt: str) -> float:
+    """Seconds until the first token of a completion of one token."""
+    body = {"model": "model", "prompt": prompt, "max_tokens": 1, "temperature": 0, "cache_salt": salt}
+    began = time.monotonic()
+    connection, response = engine.post("/v1/completions", body)
+    response.read()
+    connection.close()
+    return time.monotonic() - began
+
+
+def spread(seconds: list[float]) -> str:
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return f"{statistics.median(seconds) * 1e3:8.1f} ms  ({low * 1e3:.1f} to {high * 1e3:.1f})"
+
+
+def copy_bytes_per_second(size: int) -> float:
+    """One thread's plain copy, between buffers of that size: the median of nine."""
+    source, target = bytearray(os.urandom(1 << 20)) * (size >> 20), bytearray(size >> 20 << 20)
+    seconds = []
+    for _ in range(9):
+        began = time.perf_counter()
+        memoryview(target)[:] = source
+        seconds.append(time.perf_counter() - began)
+    return len(source) / statistics.median(seconds)
+
+
+def loads(engine: Engine) -> tuple[float, float]:
+    """How many there were, and their bytes."""
+    samples = engine.metrics()
+    return samples.get("vllm:kavern_loads_total", 0.0), samples.get("vllm:kavern_load_bytes_total", 0.0)
+
+
+def first_tokens(engine: Engine, prefix_tokens: int, new_tokens: int, repetitions: int) -> None:
+    draw = random.Random(prefix_tokens + new_tokens)
+    prefix = [draw.randrange(100, 40000) for _ in range(prefix_tokens)]
+    arms: dict[str, list[float]] = {"engine": [], "kavern": [], "recompute": []}
+    completion(engine, prefix, "warm")  # stored, and of the same shape
+    count, size = loads(engine)
+    for repetition in range(-2, repetitions):
+        def prompt() -> list[int]:
+            return prefix + [draw.randrange(100, 40000) for _ in range(new_tokens)]
+
+        took = {"recompute": completion(engine, prompt(), f"salt {repetition}")}
+        engine.forget()
+        took["kavern"] = completion(engine, prompt(), "warm")
+        took["engine"] = completion(engine, prompt(), "warm")
+        if repetition >= 0:  # the first rounds warm up
+            for arm, seconds in took.items():
+                arms[arm].append(seconds)
+    engine_s, kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("engine", "kavern", "recompute"))
+    print(f"{prefix_tokens} tokens of prefix, {new_tokens} new, {repetitions} repetitions")
+    for arm, seconds in arms.items():
+        print(f"  {arm:10} {spread(seconds)}")
+    now = loads(engine)
+    load_bytes = (now[1] - size) / (now[0] - count)
+    copy_speed = copy_bytes_per_second(int(load_bytes))
+    may_add_ms = 1e3 * load_bytes / copy_speed + 10
+    print(f"  kavern / engine {kavern_s / engine_s:.3f} (target <= 1.10), added {1e3 * (kavern_s - engine_s):.1f} ms", end="")
+    print(f" (target <= {may_add_ms:.1f}: {load_bytes / 1e6:.0f} MB at memcpy's {copy_speed / 1e9:.1f} GB/s, and 10 ms);", end="")
+    print(f" kavern / recompute {kavern_s / recompute_s:.3f} (target <= 0.40)")
+
+
+def kavern_cpu_seconds(engine: Engine) -> float:
+    """CPU time of the threads that Kavern's client and its gRPC have in the engine's processes."""
+    total = 0
+    for process in engine.processes():
+        for task in pathlib.Path(f"/proc/{process}/task").iterdir():
+            if (task / "comm").read_text().startswith(CLIENT_THREADS):
+                total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def nothing_hits(plain: Engine, kavern: Engine, rounds: int, requests: int, tokens: int) -> None:
+    """An engine with and one without Kavern in turn, the same prompts, none of them seen before."""
+    draw = random.Random(1)
+
+    def round_s(engine: Engine, prompts: list[list[int]]) -> float:
+        began = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda prompt: completion(engine, prompt, "never again"), prompts))
+        return time.monotonic() - began
+
+    log_ratios, seconds = [], {"plain": 0.0, "kavern": 0.0}
+    before, cpu_before = kavern.metrics(), kavern_cpu_seconds(kavern)
+    for number in range(-1, rounds):
+        if number == 0:  # the first round warmed up
+            before, cpu_before = kavern.metrics(), kavern_cpu_seconds(kavern)
+        prompts = [[draw.randrange(100, 40000) for _ in range(tokens)] for _ in range(requests)]
+        arms = [("plain", plain), ("kavern", kavern)]
+        took = {name: round_s(engine, prompts) for name, engine in (arms if number % 2 else arms[::-1])}
+        if number >= 0:
+            log_ratios.append(math.log(took["plain"] / took["kavern"]))
+            for name in seconds:
+                seconds[name] += took[name]
+    after, cpu = kavern.metrics(), kavern_cpu_seconds(kavern) - cpu_before
+    grown = {name: after[f"vllm:kavern_{name}_total"] - before.get(f"vllm:kavern_{name}_total", 0.0)
+             for name in ("hook_seconds", "save_bytes", "hit_tokens", "save_failures")}  # fmt: skip
+    assert grown["hit_tokens"] == 0
+    share = (grown["hook_seconds"] + cpu) / seconds["kavern"]
+    mean, error = statistics.mean(log_ratios), statistics.stdev(log_ratios) / math.sqrt(rounds)
+    low, high = (math.exp(mean + sign * STUDENT_95[rounds - 1] * error) for sign in (-1, 1))
+    print(f"nothing hits: {rounds} pairs of rounds of {requests} requests of {tokens} tokens")
+    for name in seconds:
+        print(f"  {name:10} {rounds * requests / seconds[name]:.3f} requests a second")
+    print(f"  kavern / plain {math.exp(mean):.3f} (95 % of a paired t-test: {low:.3f} to {high:.3f})")
+    print(f"  {grown['save_bytes'] / 1e6:.0f} MB saved in {seconds['kavern']:.1f} s; {grown['save_failures']:.0f} saves failed")
+    print(f"  in hooks {grown['hook_seconds'] * 1e3:.0f} ms, CPU time of Kavern's threads {cpu * 1e3:.0f} ms:", end="")
+    print(f" {100 * share:.2f} % of the time (target <= 1 %)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--model", type=pathlib.Path, default=ROOT / "build/models/smollm2-135m-instruct")
+    parser.add_argument("--repetitions", type=int, default=11, help="of each first token (default 11)")
+    parser.add_argument("--rounds", type=int, default=10, choices=sorted(n + 1 for n in STUDENT_95),
+                        help="pairs of rounds where nothing hits (default 10)")  # fmt: skip
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+
+        def engine(name: str, transfer: dict | None) -> Engine:
+            (pathlib.Path(directory) / name).mkdir()
+            return Engine(
+                sys.executable,
+                options.model,
+                pathlib.Path(directory) / name,
+                kv_transfer_config=transfer,
+                arguments=["--dtype", "float32", "--max-model-len", "4096"],
+                environment={"VLLM_SERVER_DEV_MODE": "1"},
+            )
+
+        with engine("kavern", transfer_config(options.address)) as kavern, engine("plain", None) as plain:
+            kavern.start()
+            first_tokens(kavern, 1792, 32, options.repetitions)
+            first_tokens(kavern, 1792, 256, options.repetitions)
+            plain.start()
+            nothing_hits(plain, kavern, options.rounds, 16, 512)
+
+
+if __name__ == "__main__":
+    main()

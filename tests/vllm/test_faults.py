@@ -1,0 +1,215 @@
+"""What goes wrong under load: every request completes, every byte loaded is one that was saved, and nothing leaks."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import damage
+import pytest
+from conversations import user_turn
+from daemon import Daemon
+from engine import Engine, transfer_config
+from recording import noted
+
+STREAMS = 8
+LAYER_BYTES = 2 * 3 * 64 * 128 * 4
+BLOCK_BYTES = 30 * LAYER_BYTES
+
+
+class Stage:
+    """One daemon, one engine with the witness, and what clients do to them."""
+
+    def __init__(self, directory: pathlib.Path, model: pathlib.Path, ram: str, arguments=()):
+        for name in ("daemon", "engine", "record"):
+            (directory / name).mkdir()
+        self.record = directory / "record"
+        self.daemon = Daemon(directory / "daemon", ram=ram, region="32MiB")
+        self.daemon.start()
+        transfer = transfer_config(
+            self.daemon.address, kv_connector="RecordingConnector", kv_connector_module_path="recording"
+        )
+        environment = {
+            "KAVERN_RECORD_DIRECTORY": str(self.record),
+            "VLLM_SERVER_DEV_MODE": "1",
+            "PYTHONPATH": str(pathlib.Path(__file__).parent),
+        }
+        self.engine = Engine(
+            sys.executable,
+            model,
+            directory / "engine",
+            kv_transfer_config=transfer,
+            arguments=["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "8", *arguments],
+            environment=environment,
+        )
+        self.engine.start()
+
+    def close(self) -> None:
+        self.engine.kill()
+        self.daemon.stop()
+
+    def status(self) -> dict:
+        return json.loads(self.daemon.kavern("status", "--json"))
+
+    def counter(self, name: str) -> float:
+        return self.engine.metrics().get(f"vllm:kavern_{name}_total", 0.0)
+
+    def ask(self, conversation: int, turns: int = 1, max_tokens: int = 4, **extra) -> str:
+        history = []
+        for turn in range(turns):
+            history.append({"role": "user", "content": f"Talk {conversation}. {user_turn(conversation, turn, 8)}"})
+            history.append({"role": "assistant", "content": "I see."})
+        return self.engine.chat(history[:-1], max_tokens, **extra).text
+
+    def storm(self, conversations, turns: int = 1) -> int:
+        """All of them, STREAMS at a time; every one must be answered."""
+        with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
+            answers = list(pool.map(lambda i: self.ask(i, turns), conversations))
+        assert all(isinstance(answer, str) for answer in answers)
+        return len(answers)
+
+    def check_record(self) -> tuple[int, int]:
+        verified, wrong = noted(self.record, "verified"), noted(self.record, "wrong")
+        assert wrong == 0, f"{wrong} blocks loaded were never saved"
+        return verified, wrong
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, chat_model):
+    stage = Stage(tmp_path_factory.mktemp("faults"), chat_model, ram="384MiB")
+    yield stage
+    stage.close()
+
+
+def wait_until(condition, seconds: float = 30.0):
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_the_daemon_is_killed_and_comes_back(stage):
+    stage.storm(range(8))
+    killed = threading.Timer(1.0, stage.daemon.kill)
+    killed.start()
+    stage.storm(range(8, 24))
+    killed.join()
+    stage.daemon.start()
+    # Given up for a while, then taken back.
+    wait_until(lambda: stage.storm(range(3)) and stage.status()["counters"]["store_blocks"] > 0, 60)
+    stage.storm(range(8))
+    stage.check_record()
+
+
+def test_an_engine_killed_in_the_middle_leaves_nothing_behind(stage):
+    for _ in range(2):
+        busy = threading.Thread(target=lambda: _ignore(stage.storm, range(30, 62), 2))
+        busy.start()
+        wait_until(lambda: stage.status()["leases"] > 0 or not busy.is_alive(), 60)
+        stage.engine.kill()
+        killed = time.monotonic()
+        wait_until(lambda: stage.status()["leases"] == 0 and stage.status()["sessions"] == 1, 5)
+        seconds = time.monotonic() - killed
+        busy.join()
+        status = stage.status()
+        assert status["quarantined_bytes"] == 0
+        assert status["ram"]["leased_bytes"] == 0
+        assert seconds < 1.0
+        stage.engine.start()
+    stage.storm(range(8))
+    stage.check_record()
+
+
+def test_clients_hang_up_while_their_blocks_are_loaded(stage):
+    stage.storm(range(8), turns=2)
+    stage.engine.forget()
+    before = stage.status()["counters"]["fetch_hit_blocks"]
+    for conversation in range(8):
+        history = []
+        for turn in range(2):
+            history.append({"role": "user", "content": f"Talk {conversation}. {user_turn(conversation, turn, 8)}"})
+            history.append({"role": "assistant", "content": "I see."})
+        body = {"model": "model", "messages": history[:-1], "max_tokens": 64, "stream": True}
+        connection, _ = stage.engine.post("/v1/chat/completions", body)
+        connection.close()
+    stage.storm(range(8), turns=2)
+    assert stage.status()["counters"]["fetch_hit_blocks"] > before
+    assert stage.engine.alive()
+    verified, _ = stage.check_record()
+    assert verified > 0
+
+
+def test_blocks_damaged_in_shared_memory_are_recomputed(stage):
+    stage.storm(range(8))
+    stage.engine.forget()
+    failures = stage.counter("load_failures")
+    damaged = sum(
+        damage.flip_signs(stage.daemon.process.pid, BLOCK_BYTES, slot, LAYER_BYTES, LAYER_BYTES) for slot in range(10)
+    )
+    assert damaged > 0
+    stage.storm(range(8))
+    assert stage.counter("load_failures") > failures
+    assert stage.status()["counters"]["damaged_blocks"] > 0
+    stage.check_record()
+
+
+def test_blocks_evicted_between_match_and_load_are_recomputed(stage):
+    stage.storm(range(4))
+    stage.engine.forget()
+    failures = stage.counter("load_failures")
+    (stage.record / "evict").touch()
+    stage.ask(0)
+    assert not (stage.record / "evict").exists()
+    wait_until(lambda: stage.counter("load_failures") == failures + 1)
+    stage.storm(range(8))
+    stage.check_record()
+
+
+def test_a_daemon_that_hangs_delays_nobody_for_long(stage):
+    stage.storm(range(8))
+    stage.engine.forget()
+    failures = stage.counter("load_failures")
+    os.kill(stage.daemon.process.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    slowest = 0.0
+    try:
+        with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
+            while time.monotonic() - stopped < 10:
+                began = time.monotonic()
+                list(pool.map(stage.ask, range(8)))
+                slowest = max(slowest, time.monotonic() - began)
+    finally:
+        os.kill(stage.daemon.process.pid, signal.SIGCONT)
+    assert stage.counter("load_failures") > failures
+    print(f"daemon stopped for {time.monotonic() - stopped:.1f} s, slowest round of {STREAMS}: {slowest:.2f} s")
+    saved = stage.counter("saves")
+    fresh = iter(range(100, 1000))
+    wait_until(lambda: stage.ask(next(fresh)) is not None and stage.counter("saves") > saved, 60)
+    stage.check_record()
+
+
+def test_preemption_and_a_full_tier(tmp_path, chat_model):
+    # Pages for two conversations in the engine, memory for eleven blocks in Kavern.
+    stage = Stage(tmp_path, chat_model, ram="32MiB", arguments=["--num-gpu-blocks-override", "20"])
+    try:
+        for _ in range(2):
+            with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
+                list(pool.map(lambda i: stage.ask(i, 1, 140, ignore_eos=True), range(STREAMS)))
+        status = stage.status()["counters"]
+        assert stage.engine.metrics()["vllm:num_preemptions_total"] > 0
+        assert status["evicted_blocks"] + status["store_declined_blocks"] > 0
+        stage.check_record()
+    finally:
+        stage.close()
+
+
+def _ignore(function, *arguments) -> None:
+    """For clients of an engine that is about to be killed."""
+    try:
+        function(*arguments)
+    except Exception:  # noqa: BLE001 whatever a client meets whose server died
+        pass

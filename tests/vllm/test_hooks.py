@@ -1,0 +1,354 @@
+"""The scheduler's half under sequences of hooks that no engine on processors produces: asynchronous scheduling (steps are
+planned before the one before has ended), drafts, preemption, and reports that come late."""
+
+from types import SimpleNamespace
+
+import kavern
+import pytest
+from kavern.vllm import settings
+from kavern.vllm.identity import Identity, check_version
+from kavern.vllm.link import Breaker
+from kavern.vllm.messages import Handshake, StepReport
+from kavern.vllm.scheduler import SchedulerSide
+from kavern.vllm.worker import is_trouble
+
+BLOCK = 4
+NULL = 0
+
+
+class Request(SimpleNamespace):
+    def __init__(self, request_id: str, tokens, **more):
+        super().__init__(
+            request_id=request_id,
+            all_token_ids=list(tokens),
+            num_computed_tokens=0,
+            cache_salt=None,
+            lora_request=None,
+            mm_features=[],
+            prompt_embeds=None,
+            resumable=False,
+            skip_reading_prefix_cache=False,
+            block_hashes=[],
+            kv_transfer_params=None,
+        )
+        self.__dict__.update(more)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_token_ids)
+
+
+class Blocks(SimpleNamespace):
+    def get_block_ids(self):
+        return self.ids
+
+
+class Scheduler:
+    """What vLLM's scheduler does with the connector, step by step."""
+
+    def __init__(self, daemon, model: str, groups: int = 1, weight_transfer=None):
+        group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=BLOCK))
+        cache_config = SimpleNamespace(kv_cache_groups=[group] * groups)
+        options = settings.parse({"kavern.address": daemon.address})
+        vllm_config = SimpleNamespace(kv_events_config=None, weight_transfer_config=weight_transfer)
+        self.side = SchedulerSide(options, vllm_config, cache_config)
+        self.identity = Identity(
+            model, "w", "", "", "", "int8", BLOCK, 1, tuple([(1, "FULL_ATTENTION", 2, 256, 0, 0)] * groups)
+        )
+        self.side.handshake({(0, 0): Handshake(self.identity)})
+        self.pages: dict[str, tuple[list[int], ...]] = {}
+
+    def step(self, *scheduled):
+        """Plans a step of (request, tokens); then, as asynchronous scheduling does, counts them as computed at once."""
+        state = SimpleNamespace(get_block_ids=lambda request_id: self.pages[request_id])
+        tokens = {request.request_id: count for request, count in scheduled}
+        plan = self.side.plan(SimpleNamespace(num_scheduled_tokens=tokens, kv_connector_block_state=state))
+        for request, count in scheduled:
+            request.num_computed_tokens += count
+        return plan
+
+    def report(self, **what):
+        output = SimpleNamespace(finished_recving=set(), kv_connector_worker_meta=StepReport(**what))
+        self.side.report(output)
+
+    def admit(self, request, pages=None, local: int = 0) -> int:
+        external = self.side.matched_tokens(request, local)
+        count = (request.num_tokens + 8 * BLOCK) // BLOCK
+        self.pages[request.request_id] = pages or (list(range(1, count + 1)),)
+        self.side.allocated(request, Blocks(ids=self.pages[request.request_id]), external)
+        return external
+
+
+@pytest.fixture
+def scheduler(daemon, request):
+    scheduler = Scheduler(daemon, request.node.name)
+    yield scheduler
+    scheduler.side.close()
+
+
+def store(scheduler: Scheduler, daemon, tokens, blocks: int) -> list[bytes]:
+    """As another engine would."""
+    with kavern.Client(daemon.address) as client:
+        client.wait_until_attached()
+        namespace = client.open_namespace(scheduler.identity.spec(0))
+        chain = namespace.chain()
+        chain.append(list(tokens))
+        keys = chain.keys_between(0, blocks)
+        part = namespace.spec.layout.part_bytes()
+        for group in range(len(scheduler.identity.groups)):
+            namespace.store(keys, [bytes(part)] * blocks, group=group)
+        return keys
+
+
+def test_a_hit_stops_before_the_last_token(scheduler, daemon):
+    tokens = range(100, 116)
+    keys = store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens)
+    assert scheduler.admit(request) == 12
+    (load,) = scheduler.step().loads
+    assert load.groups == [(keys[:3], [1, 2, 3])]
+    assert scheduler.step().loads == []
+
+
+def test_what_the_engine_has_is_not_loaded(scheduler, daemon):
+    tokens = range(200, 217)
+    keys = store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens)
+    assert scheduler.admit(request, local=8) == 8
+    assert scheduler.step().loads[0].groups == [(keys[2:4], [3, 4])]
+    other = Request("b", tokens)
+    assert scheduler.admit(other, local=16) == 0
+    assert scheduler.side.finished(other)["kavern"]["miss"] == "the engine has it itself"
+
+
+def test_steps_planned_ahead_save_known_tokens_only(scheduler):
+    request = Request("a", range(10))
+    scheduler.admit(request)
+    assert [len(s.keys) for s in scheduler.step((request, 10)).saves] == [2]
+    # Two steps are planned before the first sampled token is known: they complete no block.
+    assert scheduler.step((request, 1)).saves == []
+    assert scheduler.step((request, 1)).saves == []
+    request.all_token_ids += [77, 78]
+    (save,) = scheduler.step((request, 1)).saves
+    assert (save.first, len(save.keys), save.pages) == (2, 1, [[3]])
+
+
+def test_rejected_drafts_are_not_saved(scheduler):
+    request = Request("a", range(6))
+    scheduler.admit(request)
+    scheduler.step((request, 6))
+    request.all_token_ids.append(50)
+    # One sampled token and three drafts are computed; all drafts are rejected.
+    assert scheduler.step((request, 4)).saves == []
+    request.num_computed_tokens -= 3
+    request.all_token_ids.append(51)
+    (save,) = scheduler.step((request, 4)).saves
+    # The key is that of the tokens that were accepted.
+    chain = scheduler.side._link.namespace().chain()
+    chain.append(request.all_token_ids)
+    assert save.keys == chain.keys[1:2]
+
+
+def test_a_save_that_failed_is_offered_again(scheduler):
+    request = Request("a", range(8))
+    scheduler.admit(request)
+    assert scheduler.step((request, 8)).saves[0].first == 0
+    request.all_token_ids += [1, 2, 3, 4]
+    scheduler.report(failed_saves={"a"})
+    (save,) = scheduler.step((request, 4)).saves
+    assert (save.first, len(save.keys), save.parent) == (0, 3, None)
+
+
+def test_what_a_daemon_lost_is_saved_again_though_the_engine_hit_it(scheduler):
+    request = Request("a", range(20))
+    scheduler.admit(request, local=16)
+    request.num_computed_tokens = 16
+    (save,) = scheduler.step((request, 4)).saves
+    assert (save.first, len(save.keys)) == (0, 5)
+
+
+def test_after_a_failed_load_the_next_lookup_misses(scheduler, daemon):
+    tokens = range(300, 317)
+    store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens)
+    assert scheduler.admit(request) == 16
+    scheduler.step()
+    scheduler.report(failed_loads={"a"})
+    scheduler.report(failed_loads={"a"})  # by another rank, a step later
+    assert scheduler.side.stats.data["failed_tokens"] == scheduler.side.stats.data["hit_tokens"] == 16
+    assert scheduler.admit(request) == 0
+    assert scheduler.side.finished(request)["kavern"]["miss"] == "a load failed"
+    assert scheduler.admit(Request("b", tokens)) == 16
+
+
+def test_a_preempted_request_looks_up_its_own_output(scheduler, daemon):
+    request = Request("a", range(400, 410))
+    scheduler.admit(request)
+    scheduler.step((request, 10))
+    request.all_token_ids += range(410, 420)
+    store(scheduler, daemon, request.all_token_ids, 5)
+    request.num_computed_tokens = 0
+    assert scheduler.admit(request) == 16
+
+
+def test_a_request_that_is_gone_may_still_be_reported(scheduler, daemon):
+    tokens = range(500, 517)
+    store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens)
+    scheduler.admit(request)
+    scheduler.step()
+    scheduler.side.finished(request)
+    scheduler.report(failed_loads={"a"}, failed_saves={"a"}, saved_blocks={"a": 3})
+
+
+def test_of_a_sliding_window_only_pages_are_loaded_and_nothing_incomplete_is_saved(daemon):
+    scheduler = Scheduler(daemon, "sliding", groups=2)
+    tokens = range(600, 617)
+    keys = store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens)
+    pages = ([1, 2, 3, 4, 5, 6], [NULL, NULL, NULL, 7, 8, 9])
+    assert scheduler.admit(request, pages) == 16
+    assert scheduler.step().loads[0].groups == [(keys, [1, 2, 3, 4]), (keys[3:], [7])]
+    # Another conversation, whose first pages left the window unsaved.
+    late = Request("b", range(700, 720))
+    scheduler.admit(late, pages)
+    assert scheduler.step((late, 20)).saves == []
+    assert "sliding window" in scheduler.side._conversations["b"].why_not
+    scheduler.side.close()
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"prompt_embeds": object()}, "prompt embeddings are not cached"),
+        ({"resumable": True}, "streamed input is not cached"),
+        ({"skip_reading_prefix_cache": True}, "the request does not read caches"),
+    ],
+)
+def test_what_is_not_cached_says_why(scheduler, daemon, changes, why):
+    tokens = range(800, 817)
+    store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens, **changes)
+    assert scheduler.admit(request) == 0
+    assert scheduler.side.finished(request)["kavern"]["miss"] == why
+
+
+def test_a_conversation_that_is_named_is_told_that_it_is_not_kept(scheduler):
+    request = Request("a", range(9), kv_transfer_params={"kavern.conversation": "c"})
+    scheduler.admit(request)
+    assert scheduler.side.finished(request)["kavern"]["conversation"].startswith("not kept")
+
+
+def test_salts_adapters_and_images_separate_conversations(scheduler, daemon, tmp_path):
+    tokens = range(900, 917)
+    store(scheduler, daemon, tokens, 4)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    adapter = SimpleNamespace(lora_path=str(tmp_path), lora_int_id=1)
+    image = SimpleNamespace(identifier="image", mm_position=SimpleNamespace(offset=5, length=3))
+    assert scheduler.admit(Request("plain", tokens)) == 16
+    assert scheduler.admit(Request("salted", tokens, cache_salt="s")) == 0
+    assert scheduler.admit(Request("adapted", tokens, lora_request=adapter)) == 0
+    assert scheduler.admit(Request("seeing", tokens, mm_features=[image])) == 4  # the block before the image is shared
+
+
+def test_an_adapter_whose_files_change_is_not_cached_until_it_is_loaded_anew(scheduler, tmp_path):
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(b"weights")
+    adapter = SimpleNamespace(lora_path=str(tmp_path), lora_int_id=1)
+    before = Request("before", range(9), lora_request=adapter)
+    scheduler.admit(before)
+    (save,) = scheduler.step((before, 9)).saves
+    weights.write_bytes(b"other weights")
+    changed = Request("changed", range(9), lora_request=adapter)
+    scheduler.admit(changed)
+    assert scheduler.step((changed, 9)).saves == []
+    assert scheduler.side.finished(changed)["kavern"]["miss"].startswith("the adapter's files changed")
+    anew = Request("anew", range(9), lora_request=SimpleNamespace(lora_path=str(tmp_path), lora_int_id=2))
+    scheduler.admit(anew)
+    (saved_anew,) = scheduler.step((anew, 9)).saves
+    assert saved_anew.keys != save.keys
+    weights.unlink()
+    gone = Request("gone", range(9), lora_request=adapter)
+    scheduler.admit(gone)
+    assert scheduler.side.finished(gone)["kavern"]["miss"].startswith("the adapter's files cannot be read")
+
+
+def test_a_reset_leaves_what_was_stored_to_others(scheduler, daemon):
+    tokens = range(1000, 1017)
+    store(scheduler, daemon, tokens, 4)
+    scheduler.side.reset()
+    assert scheduler.admit(Request("a", tokens)) == 0
+    plan = scheduler.step()
+    assert plan.epoch != 0
+    other = Scheduler(daemon, scheduler.identity.model)
+    assert other.admit(Request("b", tokens)) == 16
+    other.side.close()
+
+
+def test_an_engine_whose_weights_are_sent_in_shares_nothing(scheduler, daemon):
+    tokens = range(1100, 1117)
+    store(scheduler, daemon, tokens, 4)
+    trained = Scheduler(daemon, scheduler.identity.model, weight_transfer=object())
+    assert trained.admit(Request("a", tokens)) == 0
+    assert trained.step().epoch != 0
+    trained.side.close()
+
+
+def test_trouble_rests_the_daemon_and_success_ends_it():
+    now = [0.0]
+    breaker = Breaker(clock=lambda: now[0])
+    rests = []
+    for _ in range(6):
+        breaker.trouble()
+        breaker.trouble()  # of something asked before: counts once
+        began = now[0]
+        while not breaker.closed:
+            now[0] += 0.25
+        rests.append(now[0] - began)
+    assert rests == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    breaker.success()
+    breaker.trouble()
+    assert not breaker.closed
+    now[0] += 0.5
+    assert breaker.closed
+
+
+def test_a_load_of_which_a_part_came_too_late_is_trouble():
+    gone, late = kavern.NotFoundError("gone"), kavern.DeadlineExceededError("late")
+    for error, errors, trouble in (
+        (None, [[None, None]], False),
+        (None, [[None, gone], [gone]], False),
+        (None, [[None, None], [None, late]], True),
+        (kavern.UnavailableError("away"), [[]], True),
+        (kavern.ResourceExhaustedError("full"), [], False),
+    ):
+        assert is_trouble(SimpleNamespace(error=error, errors=errors)) is trouble
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({"kavern.adress": "x"}, "did you mean kavern.address"),
+        ({"kavern.copy_threads": "2"}, "kavern.copy_threads: got '2', expected int"),
+        ({"kavern.copy_threads": True}, "expected int"),
+        ({"kavern.load_timeout_s": 0}, "expected a number above 0"),
+        ({"kavern.verify_checksums": 1}, "expected bool"),
+    ],
+)
+def test_settings_say_what_they_expected(extra, message):
+    with pytest.raises(ValueError, match=message):
+        settings.parse(extra)
+    assert settings.parse({"kavern.load_timeout_s": 3, "other.key": 1}).load_timeout_s == 3.0
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.33.1", "1.0"])
+def test_a_release_that_was_not_tried_is_refused(version):
+    with pytest.raises(kavern.UnimplementedError, match=f"vLLM {version}: this connector was tried with"):
+        check_version(version, untried=False)
+    check_version(version, untried=True)
+    check_version("0.32.1+cpu", untried=False)
+
+
+def test_ranks_are_merged_so_that_no_failure_is_lost():
+    merged = StepReport({"a"}, {"b"}, {"c": 5}, False, True).aggregate(StepReport({"d"}, set(), {"c": 3}, True, False))
+    assert merged == StepReport({"a", "d"}, {"b"}, {"c": 3}, True, True)
