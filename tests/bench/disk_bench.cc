@@ -86,7 +86,6 @@ std::shared_ptr<Region> MakeRegion(std::uint64_t bytes) {
   auto region = Region::Create(1, bytes, HugePages::kAuto, nullptr);
   if (!region.ok()) Fail(region.status());
   if (const absl::Status status = (*region)->Populate(0, bytes); !status.ok()) Fail(status);
-  (*region)->CollapseHugePages();
   std::mt19937_64 random(1);
   const std::span<std::byte> memory = (*region)->bytes();
   auto* words = reinterpret_cast<std::uint64_t*>(memory.data());

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -22,6 +23,7 @@
 namespace kavern::tiers {
 namespace {
 
+constexpr std::uint64_t kPageBytes = 4096;
 constexpr std::uint64_t kHugePageBytes = 2 * kMiB;
 
 }  // namespace
@@ -53,7 +55,8 @@ Region::Region(std::uint64_t id, UniqueFd fd, Mapping mapping, HugePages huge_pa
       mapping_(std::move(mapping)),
       huge_pages_(huge_pages),
       on_destroy_(std::move(on_destroy)),
-      leave_memory_(std::move(leave_memory)) {}
+      leave_memory_(std::move(leave_memory)),
+      is_huge_(size_bytes_ / kHugePageBytes, false) {}
 
 Region::~Region() {
   // The memory must be gone before anybody is told that it is: also where a client that said that
@@ -68,29 +71,37 @@ Region::~Region() {
 }
 
 absl::Status Region::Populate(std::uint64_t offset, std::uint64_t length) {
+  if (huge_pages_ == HugePages::kAuto) PopulateHuge(offset, length);
   std::byte* const begin = mapping_.data() + offset;
   if (madvise(begin, length, MADV_POPULATE_WRITE) == 0) return absl::OkStatus();
   if (errno != EINVAL) {
     return ErrnoStatus(errno, absl::StrCat("populating ", FormatBytes(length), " of a region"));
   }
   // Before Linux 5.14: touch every page. Safe while no client has the region.
-  constexpr std::uint64_t kPageBytes = 4096;
   for (std::uint64_t at = 0; at < length; at += kPageBytes) {
     *reinterpret_cast<volatile std::byte*>(begin + at) = std::byte{0};
   }
   return absl::OkStatus();
 }
 
-std::uint64_t Region::CollapseHugePages() {
-  if (huge_pages_ == HugePages::kHugetlb) return size_bytes();
-  if (huge_pages_ == HugePages::kOff) return 0;
-  std::uint64_t collapsed = 0;
-  for (std::uint64_t at = 0; at + kHugePageBytes <= size_bytes(); at += kHugePageBytes) {
-    // Not a loop over failures: where the kernel refuses once, it lacks huge pages or the call.
-    if (madvise(mapping_.data() + at, kHugePageBytes, MADV_COLLAPSE) != 0) break;
-    collapsed += kHugePageBytes;
+void Region::PopulateHuge(std::uint64_t offset, std::uint64_t length) {
+  const std::uint64_t end = offset + length;
+  for (std::uint64_t at = AlignUp(offset, kHugePageBytes); at + kHugePageBytes <= end;
+       at += kHugePageBytes) {
+    if (huge_refused_) return;
+    std::byte* const page = mapping_.data() + at;
+    // The kernel collapses no hole, but takes one page for a start: the others come as one zeroed
+    // huge page, and need not be copied into it.
+    huge_refused_ = madvise(page, kPageBytes, MADV_POPULATE_WRITE) != 0 ||
+                    madvise(page, kHugePageBytes, MADV_COLLAPSE) != 0;
+    is_huge_[at / kHugePageBytes] = !huge_refused_;
   }
-  return collapsed;
+}
+
+std::uint64_t Region::huge_page_bytes() const {
+  if (huge_pages_ == HugePages::kHugetlb) return size_bytes();
+  const auto huge = std::count(is_huge_.begin(), is_huge_.end(), true);
+  return static_cast<std::uint64_t>(huge) * kHugePageBytes;
 }
 
 }  // namespace kavern::tiers

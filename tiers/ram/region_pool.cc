@@ -126,9 +126,8 @@ class RegionPool::Populator {
           (*region)->Populate(at, std::min(kPopulateStepBytes, options.region_bytes - at));
       if (!status.ok()) return std::string(status.message());
     }
-    const std::uint64_t collapsed = (*region)->CollapseHugePages();
-    *huge_bytes = collapsed;
-    Publish(*std::move(region), collapsed);
+    *huge_bytes = (*region)->huge_page_bytes();
+    Publish(*std::move(region), *huge_bytes);
     return "";
   }
 

@@ -147,19 +147,35 @@ TEST(Region, WithoutReservedHugePagesIsAnErrorAndNotACrashAtTheFirstWrite) {
   EXPECT_FALSE(ended);
 }
 
+// Whichever of the two the kernel gives: the memory is there, zeroed, and its pages are counted.
 TEST(Region, HugePagesAreNeverMoreThanTheRegion) {
   const auto automatic = MakeRegion(4 * kMiB + kPage, {}, HugePages::kAuto);
   ASSERT_NE(automatic, nullptr);
   ASSERT_TRUE(automatic->Populate(0, automatic->size_bytes()).ok());
-  automatic->bytes()[4 * kMiB] = std::byte{5};
-  const std::uint64_t huge = automatic->CollapseHugePages();
+  const auto bytes = automatic->bytes();
+  EXPECT_EQ(PagesOf(bytes) * kPage, automatic->size_bytes());
+  EXPECT_TRUE(
+      std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; }));
+  const std::uint64_t huge = automatic->huge_page_bytes();
   EXPECT_LE(huge, 4 * kMiB);
   EXPECT_EQ(huge % (2 * kMiB), 0U);
-  EXPECT_EQ(automatic->bytes()[4 * kMiB], std::byte{5});
 
   const auto off = MakeRegion(4 * kMiB);
   ASSERT_NE(off, nullptr);
-  EXPECT_EQ(off->CollapseHugePages(), 0U);
+  ASSERT_TRUE(off->Populate(0, off->size_bytes()).ok());
+  EXPECT_EQ(off->huge_page_bytes(), 0U);
+}
+
+TEST(Region, PopulatingAgainInHugePagesKeepsWhatWasWrittenAndCountsOnce) {
+  const auto region = MakeRegion(4 * kMiB, {}, HugePages::kAuto);
+  ASSERT_NE(region, nullptr);
+  ASSERT_TRUE(region->Populate(0, 2 * kMiB).ok());
+  region->bytes()[kPage] = std::byte{5};
+  region->bytes()[3 * kMiB] = std::byte{6};  // one page of a huge page to come
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(region->Populate(0, region->size_bytes()).ok());
+  EXPECT_EQ(region->bytes()[kPage], std::byte{5});
+  EXPECT_EQ(region->bytes()[3 * kMiB], std::byte{6});
+  EXPECT_LE(region->huge_page_bytes(), region->size_bytes());
 }
 
 TEST(Extent, IsTheBytesOfItsRegion) {
