@@ -250,7 +250,7 @@ class DiskPasses {
       KAVERN_RETURN_IF_ERROR(node_.admin().Quiesce());
       KAVERN_RETURN_IF_ERROR(node_.admin().Demote().status());
       KAVERN_ASSIGN_OR_RETURN(const auto status, node_.admin().GetStatus());
-      if (status.ram().used_bytes() == 0) return absl::OkStatus();
+      if (status.ram().used_bytes() == 0) return node_.AwaitRam();
       if (std::chrono::steady_clock::now() > give_up) {
         return absl::FailedPreconditionError(
             absl::StrCat(FormatBytes(status.ram().used_bytes()),

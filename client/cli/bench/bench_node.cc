@@ -81,6 +81,10 @@ absl::Status BenchNode::Forget() {
     if (!purged.ok() && !absl::IsNotFound(purged.status())) return purged.status();
     namespaces_.clear();
   }
+  return AwaitRam();
+}
+
+absl::Status BenchNode::AwaitRam() {
   // Regions come back when every client has unmapped them, this process's own included.
   const auto give_up = std::chrono::steady_clock::now() + kAdminDeadline;
   for (;;) {

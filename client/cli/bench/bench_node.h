@@ -30,6 +30,9 @@ class BenchNode {
   // and its memory is back. InvalidArgument when the daemon's RAM tier has less than `room_bytes`.
   absl::Status UseBlockBytes(std::uint64_t block_bytes, std::uint64_t room_bytes);
   absl::Status Forget();
+  // Until all of the RAM tier's memory is in place: making it takes a processor that is to be
+  // measured.
+  absl::Status AwaitRam();
 
   client::AdminClient& admin() { return *admin_; }
   Client& client(BenchPlane plane) { return *clients_.at(plane); }
