@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <deque>
 #include <future>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -32,6 +34,10 @@ constexpr std::uint64_t kWakeUp = 0;  // the read that new work ends
 constexpr std::uint64_t kCancel = 1;  // its own answer says nothing that the request's does not
 // A wait that is longer ends early, and is begun again.
 constexpr std::chrono::seconds kWaitMax(3600);
+// So much is prepared before it is submitted.
+constexpr std::uint64_t kSubmittedBytesAtATime = std::uint64_t{4} << 20;
+// Of what has ended, so much is told before the ring is looked at again.
+constexpr std::uint64_t kToldBytesAtATime = std::uint64_t{4} << 20;
 
 class UringDevice final : public BlockDevice {
  public:
@@ -189,10 +195,16 @@ class UringDevice final : public BlockDevice {
       Turn turn = TakeTurn();
       IoQueue::Tell(std::move(turn.ended));
       for (const Registration& registration : turn.registrations) Register(registration);
-      for (DiskIo& io : turn.begun) Begin(std::move(io));
+      BeginAll(std::move(turn.begun));
       for (const std::uint64_t token : turn.cancels) CancelInFlight(token);
       if (turn.stop) break;
-      Wait(turn.next_deadline);
+      if (ended_.empty()) {
+        Wait(turn.next_deadline);
+      } else {
+        // Those who are told verify checksums: the disk has its next work before.
+        Check(io_uring_submit_and_get_events(&ring_));
+        TellSome();
+      }
       Reap();
       FinishLeaving();
     }
@@ -214,8 +226,8 @@ class UringDevice final : public BlockDevice {
     turn.registrations.swap(registrations_);
     turn.cancels.swap(cancels_);
     // What leaves then has nothing in flight, and is gone before the loop ends.
-    turn.stop = stop_ && in_flight_ == 0;
-    sleeps_ = true;
+    turn.stop = stop_ && in_flight_ == 0 && ended_.empty();
+    sleeps_ = ended_.empty();
     return turn;
   }
 
@@ -253,6 +265,19 @@ class UringDevice final : public BlockDevice {
   }
 
   // ---- Requests ----
+
+  // The kernel takes its time over large requests, and a disk that has ended all it had waits
+  // meanwhile: it gets the first of them before the last are prepared.
+  void BeginAll(std::vector<DiskIo> all) {
+    std::uint64_t bytes = 0;
+    for (DiskIo& io : all) {
+      bytes += io.Bytes();
+      Begin(std::move(io));
+      if (bytes < kSubmittedBytesAtATime) continue;
+      Check(io_uring_submit(&ring_));
+      bytes = 0;
+    }
+  }
 
   void Begin(DiskIo io) {
     // Owned by requests_, and by the kernel's user data, until it is reaped.
@@ -371,17 +396,24 @@ class UringDevice final : public BlockDevice {
   }
 
   void End(Request* ended) {
-    const std::unique_ptr<Request> request(ended);
     cancellable_.erase(ended);
-    const bool late =
-        request->io.deadline != SteadyTime::max() && options_.clock->Now() >= request->io.deadline;
-    {
-      MutexLock lock(mu_);
-      --in_flight_;
-      late_ += late ? 1 : 0;
-      cancelled_ += absl::IsCancelled(request->status) ? 1 : 0;
+    ended_.emplace_back(ended);
+    const DiskIo& io = ended->io;
+    const bool late = io.deadline != SteadyTime::max() && options_.clock->Now() >= io.deadline;
+    MutexLock lock(mu_);
+    --in_flight_;
+    late_ += late ? 1 : 0;
+    cancelled_ += absl::IsCancelled(ended->status) ? 1 : 0;
+  }
+
+  void TellSome() {
+    std::uint64_t bytes = 0;
+    while (!ended_.empty() && bytes < kToldBytesAtATime) {
+      const std::unique_ptr<Request> request = std::move(ended_.front());
+      ended_.pop_front();
+      bytes += request->io.Bytes();
+      request->io.done(std::move(request->status));
     }
-    request->io.done(std::move(request->status));
   }
 
   // ---- Registration ----
@@ -400,7 +432,8 @@ class UringDevice final : public BlockDevice {
   }
 
   void FinishLeaving() {
-    if (leaving_.empty()) return;
+    // The memory of what has ended is its owner's once that is told.
+    if (leaving_.empty() || !ended_.empty()) return;
     std::erase_if(leaving_, [this](const Registration& registration) {
       if (!registered_.Remove(registration.memory)) return false;
       MutexLock lock(mu_);
@@ -434,7 +467,8 @@ class UringDevice final : public BlockDevice {
   io_uring ring_ = {};
   std::uint64_t wakes_ = 0;
   RegisteredMemory registered_;
-  absl::flat_hash_set<Request*> cancellable_;  // of those that bear a token
+  absl::flat_hash_set<Request*> cancellable_;   // of those that bear a token
+  std::deque<std::unique_ptr<Request>> ended_;  // to be told
   std::vector<Registration> leaving_;
   std::thread thread_;
 };
