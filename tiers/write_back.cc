@@ -159,14 +159,17 @@ absl::Status TieredStore::PrepareWrite(const WriteJob& job) {
       job.parts.size() != job.reservation.places.size()) {
     return absl::ResourceExhaustedError("its memory is pinned as often as can be counted");
   }
-  // A slot is void without its segment's header, so that comes first.
   for (const DiskIndex::NewSegment& segment : job.reservation.new_segments) {
-    std::promise<absl::Status> written;
-    disk_store_->WriteSegment(
-        segment, [&written](absl::Status status) { written.set_value(std::move(status)); });
-    if (absl::Status status = written.get_future().get(); !status.ok()) return status;
-    MutexLock lock(mu_);
-    disk_index_->SegmentWritten(segment);
+    auto written = std::make_shared<std::promise<absl::Status>>();
+    disk_store_->WriteSegment(segment, [this, segment, written](const absl::Status& status) {
+      if (status.ok()) {
+        MutexLock lock(mu_);
+        disk_index_->SegmentWritten(segment);
+      }
+      written->set_value(status);
+    });
+    if (!disk_store_->Empties(segment)) continue;
+    if (absl::Status status = written->get_future().get(); !status.ok()) return status;
   }
   // What a client has damaged in shared memory does not get any further.
   for (const DiskStore::PartWrite& part : job.parts) {

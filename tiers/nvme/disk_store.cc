@@ -476,6 +476,14 @@ std::uint64_t DiskStore::OffsetOf(const DiskPlace& place) const {
 }
 
 void DiskStore::WriteSegment(const DiskIndex::NewSegment& segment, Done done) {
+  {
+    MutexLock lock(mu_);
+    const auto found = headers_.find(segment.id);
+    const bool under_way = found != headers_.end() && found->second.epoch == segment.epoch &&
+                           found->second.status.ok();
+    if (under_way) return;
+    headers_[segment.id] = {segment.epoch, absl::OkStatus(), {}};
+  }
   auto page = std::make_shared<DiskPages>(1);
   disk::WritePage(disk::SegmentHeader::Make(uuid_, segment.id.device, segment.id.segment,
                                             segment.slot_bytes, segment.epoch),
@@ -487,8 +495,11 @@ void DiskStore::WriteSegment(const DiskIndex::NewSegment& segment, Done done) {
   write.priority = IoPriority::kWriteBack;
   write.offset = offset;
   write.pieces = {page->all()};
-  write.done = [page, done = std::move(done)](absl::Status status) { done(std::move(status)); };
-  if (!options_.discard || !segment.used_before) {
+  write.done = [this, page, segment, done = std::move(done)](absl::Status status) {
+    EndHeader(segment.id, segment.epoch, status);
+    done(std::move(status));
+  };
+  if (!Empties(segment)) {
     SubmitCounted(device, std::move(write));
     return;
   }
@@ -500,6 +511,50 @@ void DiskStore::WriteSegment(const DiskIndex::NewSegment& segment, Done done) {
   // Whether it knows how to or not: the header voids what was there.
   discard.done = [this, device, write](const absl::Status&) { SubmitCounted(device, write); };
   SubmitCounted(device, std::move(discard));
+}
+
+void DiskStore::EndHeader(SegmentId id, std::uint64_t epoch, const absl::Status& status) {
+  std::vector<Written> failed;
+  {
+    MutexLock lock(mu_);
+    const auto found = headers_.find(id);
+    if (found == headers_.end() || found->second.epoch != epoch) return;
+    std::vector<Written> held = std::move(found->second.held);
+    if (status.ok()) {
+      headers_.erase(found);
+      for (Written& part : held) AddWrittenLocked(std::move(part));
+    } else {
+      found->second = {epoch, status, {}};
+      failed = std::move(held);
+    }
+  }
+  write_failures_ += failed.size();
+  for (const Written& part : failed) part.durable(status);
+}
+
+void DiskStore::HandOver(const DiskPlace& place, Written written) {
+  absl::Status failure;
+  {
+    MutexLock lock(mu_);
+    const auto header = headers_.find(place.segment);
+    if (header == headers_.end()) {
+      AddWrittenLocked(std::move(written));
+      return;
+    }
+    failure = header->second.status;
+    if (failure.ok()) {
+      header->second.held.push_back(std::move(written));
+      return;
+    }
+  }
+  ++write_failures_;
+  written.durable(failure);
+}
+
+void DiskStore::AddWrittenLocked(Written written) {
+  strict_written_ += written.durability == DiskDurability::kStrict ? 1 : 0;
+  written_.push_back(std::move(written));
+  changed_.NotifyAll();
 }
 
 void DiskStore::Write(const PartWrite& write, Done written, Done durable) {
@@ -518,7 +573,7 @@ void DiskStore::Write(const PartWrite& write, Done written, Done durable) {
   auto page = std::make_shared<DiskPages>(1);
   disk::WritePage(header, page->all());
   const std::uint32_t device = write.place.segment.device;
-  auto done = [this, page, device, header, written = std::move(written),
+  auto done = [this, page, device, place = write.place, header, written = std::move(written),
                durable = std::move(durable), durability = write.durability,
                bytes = write.payload.size()](absl::Status status) mutable {
     const bool ok = status.ok();
@@ -529,10 +584,7 @@ void DiskStore::Write(const PartWrite& write, Done written, Done durable) {
     }
     written(std::move(status));
     if (!ok) return;
-    MutexLock lock(mu_);
-    written_.push_back({{device, header.offset, false, header}, durability, std::move(durable)});
-    strict_written_ += durability == DiskDurability::kStrict ? 1 : 0;
-    changed_.NotifyAll();
+    HandOver(place, {{device, header.offset, false, header}, durability, std::move(durable)});
   };
   SubmitCounted(device, {.op = DiskIo::Op::kWrite,
                          .priority = IoPriority::kWriteBack,

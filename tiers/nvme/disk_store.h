@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -117,8 +118,14 @@ class DiskStore {
                                    const std::function<void(const std::function<void()>&)>& locked);
 
   // ---- Blocks ----
-  // Writes the header of a segment; to be done before the first slot of it is written.
+  // Writes the header of a segment. Its slots may be written from this call on: none of them
+  // becomes durable, or is in the catalog, before the header is written; where that fails, neither
+  // do they. `done` is not called where the header is under way already.
   void WriteSegment(const DiskIndex::NewSegment& segment, Done done);
+  // Whether the segment must be emptied first: then its slots may only be written after `done`.
+  bool Empties(const DiskIndex::NewSegment& segment) const {
+    return options_.discard && segment.used_before;
+  }
   // Writes header and payload; `payload` is whole pages, at least part.payload_bytes, and is the
   // store's until `written`. `durable` follows `written` once the part is as durable as it asks
   // for, and in the catalog; after a failed `written` it is not called.
@@ -251,6 +258,17 @@ class DiskStore {
   std::atomic<std::uint64_t> damaged_parts_ = 0;
   std::atomic<std::uint64_t> flushes_ = 0;
 
+  // Of a segment whose header is under way, or could not be written.
+  struct Header {
+    std::uint64_t epoch = 0;
+    absl::Status status;        // not OK: it could not be written
+    std::vector<Written> held;  // what was written into the segment meanwhile
+  };
+  // Written, so that it is for the committer, unless its segment has no header yet.
+  void HandOver(const DiskPlace& place, Written written);
+  void EndHeader(SegmentId id, std::uint64_t epoch, const absl::Status& status);
+  void AddWrittenLocked(Written written) KAVERN_REQUIRES(mu_);
+
   struct PurgeRequest {
     NamespaceFingerprint fingerprint;
     std::uint64_t sequence = 0;
@@ -262,6 +280,7 @@ class DiskStore {
   std::shared_ptr<Catalog> catalog_ KAVERN_GUARDED_BY(mu_);
   std::vector<Written> written_ KAVERN_GUARDED_BY(mu_);
   std::uint64_t strict_written_ KAVERN_GUARDED_BY(mu_) = 0;  // of them
+  absl::btree_map<SegmentId, Header> headers_ KAVERN_GUARDED_BY(mu_);
   std::vector<Done> syncs_ KAVERN_GUARDED_BY(mu_);
   std::vector<PurgeRequest> purges_ KAVERN_GUARDED_BY(mu_);
   std::uint64_t io_under_way_ KAVERN_GUARDED_BY(mu_) = 0;  // whose callbacks use this object
