@@ -60,12 +60,19 @@ class TinyEngines:
             text=True,
         )
 
-    def run(self, model: pathlib.Path, steps: list, transfer: dict | None = None, ranks: int = 1) -> list:
+    def run(
+        self,
+        model: pathlib.Path,
+        steps: list,
+        transfer: dict | None = None,
+        ranks: int = 1,
+        kv_events: str | None = None,
+    ) -> list:
         """The answers of one engine; AssertionError with the errors of its log."""
         self._runs += 1
         log = self._directory / f"{self._runs}.log"
         plan = {"model": str(model), "steps": steps, "kv_transfer_config": transfer}
-        plan |= {"tensor_parallel_size": ranks, "log": str(log)}
+        plan |= {"tensor_parallel_size": ranks, "kv_events": kv_events, "log": str(log)}
         print(json.dumps(plan), file=self._server.stdin, flush=True)
         line = self._server.stdout.readline()
         answers = json.loads(line) if line else None

@@ -2,7 +2,8 @@
 
 Reads plans from stdin, one line of JSON each, and answers each with one line:
 
-    {"model", "kv_transfer_config", "tensor_parallel_size", "steps": [...], "log": path}  ->  [answers], or null: see the log
+    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "steps": [...], "log": path}
+        ->  [answers], or null: see the log
 
 A step is {"prompt": [token ids]} or {"damage": arguments of damage.flip_signs}; before a damage step the engine forgets
 its own prefix cache. Importing vLLM takes longer than such an engine lives, so it is imported once, and forked.
@@ -58,11 +59,12 @@ def _run(plan: dict, answers: int) -> None:
 
 def _answers(plan: dict) -> list:
     from vllm import LLM, SamplingParams
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     ranks = plan.get("tensor_parallel_size", 1)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1" if ranks == 2 else "0-1"
     transfer = plan.get("kv_transfer_config")
+    events = plan.get("kv_events")  # where to publish them
     engine = LLM(
         plan["model"],
         skip_tokenizer_init=True,
@@ -71,6 +73,7 @@ def _answers(plan: dict) -> list:
         max_num_batched_tokens=512,
         tensor_parallel_size=ranks,
         kv_transfer_config=KVTransferConfig(**transfer) if transfer else None,
+        kv_events_config=KVEventsConfig(enable_kv_cache_events=True, endpoint=events) if events else None,
     )
     sampling = SamplingParams(temperature=0, max_tokens=16, logprobs=5, detokenize=False, ignore_eos=True)
     answers = []

@@ -51,8 +51,6 @@ class StepReport(KVConnectorWorkerMetadata):
 
     failed_loads: set[str] = field(default_factory=set)
     failed_saves: set[str] = field(default_factory=set)
-    # Blocks of a request, from its first on, that every rank has stored.
-    saved_blocks: dict[str, int] = field(default_factory=dict)
     # The daemon did not answer, or not in time.
     trouble: bool = False
     # A load or save ended well.
@@ -60,16 +58,12 @@ class StepReport(KVConnectorWorkerMetadata):
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> StepReport:
         assert isinstance(other, StepReport)
-        saved = dict(self.saved_blocks)
-        for request_id, count in other.saved_blocks.items():
-            saved[request_id] = min(count, saved.get(request_id, count))
         return StepReport(
             self.failed_loads | other.failed_loads,
             self.failed_saves | other.failed_saves,
-            saved,
             self.trouble or other.trouble,
             self.answered or other.answered,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.failed_loads or self.failed_saves or self.saved_blocks or self.trouble or self.answered)
+        return bool(self.failed_loads or self.failed_saves or self.trouble or self.answered)

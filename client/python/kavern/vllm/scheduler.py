@@ -10,6 +10,7 @@ from typing import Any
 
 import kavern
 from kavern.vllm import identity as identities
+from kavern.vllm.events import KvEvents
 from kavern.vllm.link import Link
 from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
 from kavern.vllm.metrics import Stats
@@ -22,6 +23,16 @@ _BLOCKS_PER_SAVE = 1024
 
 def _fresh_epoch() -> int:
     return secrets.randbits(63) | 1
+
+
+def _kv_events(vllm_config, kv_cache_config, block_tokens: int) -> KvEvents | None:
+    events = vllm_config.kv_events_config
+    if events is None or not events.enable_kv_cache_events:
+        return None
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+    _, hash_tokens = resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
+    return KvEvents(block_tokens, hash_tokens)
 
 
 def _names_conversation(request) -> bool:
@@ -62,8 +73,7 @@ class SchedulerSide:
         # By number and path: what the adapter's folder looked like when the engine was first asked for it, and its key.
         self._adapters: dict[tuple[int, str], tuple[tuple, bytes]] = {}
         self._told_of_conversations = False
-        events = vllm_config.kv_events_config
-        self._events: list | None = [] if events is not None and events.enable_kv_cache_events else None
+        self._events = _kv_events(vllm_config, kv_cache_config, self._block_tokens)
         self.stats = Stats()
 
     # ---- The engine's life ----
@@ -88,6 +98,8 @@ class SchedulerSide:
         for conversation in self._conversations.values():
             conversation.chain = None
             conversation.why_not = "the cache was reset while the request ran"
+        if self._events is not None:
+            self._events.forget()
 
     def close(self) -> None:
         self._link.close()
@@ -140,6 +152,8 @@ class SchedulerSide:
             wanted = [(key, page) for key, page in zip(keys, pages[first:last]) if page != self._null_page]
             groups.append(([key for key, _ in wanted], [page for _, page in wanted]))
         self._loads.append(Load(request.request_id, groups))
+        if self._events is not None:  # other engines' blocks, and those of this one's earlier life
+            self._events.expect(request, state.chain.keys_between(0, last), 0)
         state.loading = True
         state.hit_tokens = external_tokens
         self.stats.add("hit_tokens", external_tokens)
@@ -194,6 +208,8 @@ class SchedulerSide:
         state.offered = first + count
         keys = state.chain.keys_between(first, first + count)
         parent = state.chain.keys_between(first - 1, first)[0] if first else None
+        if self._events is not None:
+            self._events.expect(state.request, keys, first)
         return Save(state.request.request_id, first, parent, keys, [ids[:count] for ids in pages])
 
     def report(self, output) -> None:
@@ -220,8 +236,6 @@ class SchedulerSide:
             self._link.breaker.trouble()
         elif report.answered:
             self._link.breaker.success()
-        if self._events is not None:
-            self._note_events(report.saved_blocks)
 
     def finished(self, request) -> dict[str, Any] | None:
         """The request's answer carries this, where it is not streamed."""
@@ -236,31 +250,10 @@ class SchedulerSide:
             told["conversation"] = "not kept: the daemon does not keep conversations yet"
         return {"kavern": told}
 
-    # ---- KV events ----
-
-    def _note_events(self, saved: dict[str, int]) -> None:
-        from vllm.distributed.kv_events import MEDIUM_CPU, BlockStored
-        from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
-
-        for request_id, end in saved.items():
-            state = self._conversations.get(request_id)
-            hashes = state.request.block_hashes[:end] if state is not None else []
-            if hashes:
-                self._events.append(
-                    BlockStored(
-                        block_hashes=[maybe_convert_block_hash(block_hash) for block_hash in hashes],
-                        parent_block_hash=None,
-                        token_ids=[],
-                        block_size=self._block_tokens,
-                        lora_id=None,
-                        medium=MEDIUM_CPU,
-                        lora_name=None,
-                    )
-                )
-
     def take_events(self) -> list:
-        events, self._events = self._events or [], [] if self._events is not None else None
-        return events
+        if self._events is None:
+            return []
+        return self._events.take(self._link.namespace() if self._link.attached else None)
 
     # ---- Keys ----
 

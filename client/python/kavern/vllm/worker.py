@@ -229,7 +229,6 @@ class WorkerSide:
         self.stats.add("save_seconds", result.seconds)
         if result.error is None:
             self.stats.add("saves")
-            self._report.saved_blocks[save.request_id] = save.first + result.stored_keys
         else:
             self.stats.add("save_failures")
             self._report.failed_saves.add(save.request_id)
