@@ -339,15 +339,21 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
   FetchResult total;
   const SteadyTime until = client_.core()->Until(request.deadline);
   FetchRequest batch = request;
+  std::size_t batch_max = keys_per_request_max_;
   for (std::size_t done = 0; done < request.keys.size();) {
-    const std::size_t count =
-        std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
+    const std::size_t count = std::min(request.keys.size() - done, batch_max);
     batch.keys = request.keys.subspan(done, count);
     batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
-    KAVERN_ASSIGN_OR_RETURN(const FetchResult result,
-                            UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
-                                             : FetchBatch(batch, batch_buffers, pieces));
+    const auto fetched = UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
+                                          : FetchBatch(batch, batch_buffers, pieces);
+    if (absl::IsResourceExhausted(fetched.status()) && count > 1) {
+      // More than this session may have under lease at a time: what was copied is given back.
+      batch_max = (count + 1) / 2;
+      continue;
+    }
+    KAVERN_RETURN_IF_ERROR(fetched.status());
+    const FetchResult& result = *fetched;
     total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
     total.tiers.insert(total.tiers.end(), result.tiers.begin(), result.tiers.end());
     total.fetched_blocks += result.fetched_blocks;

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Time to the first token of a turn: prefix in the engine, prefix in Kavern, prefix nowhere; and what Kavern costs when
-nothing hits. One engine, the three in turn, so that they meet the same machine.
+"""Time to the first token of a turn: prefix in Kavern after the engine was killed and started again, prefix still in the
+engine, prefix nowhere; and what Kavern costs when nothing hits. The three in turn in each of the engine's lives, after
+a warm-up of the same shape with other tokens, so that they meet the same machine.
 
     build/vllm/bin/python tests/bench/vllm_first_token.py --address unix:///run/kavern/kavern.sock
 
@@ -63,34 +64,81 @@ def loads(engine: Engine) -> tuple[float, float]:
     return samples.get("vllm:kavern_loads_total", 0.0), samples.get("vllm:kavern_load_bytes_total", 0.0)
 
 
-def first_tokens(engine: Engine, prefix_tokens: int, new_tokens: int, repetitions: int) -> None:
-    draw = random.Random(prefix_tokens + new_tokens)
-    prefix = [draw.randrange(100, 40000) for _ in range(prefix_tokens)]
-    arms: dict[str, list[float]] = {"engine": [], "kavern": [], "recompute": []}
-    completion(engine, prefix, "warm")  # stored, and of the same shape
-    count, size = loads(engine)
-    for repetition in range(-2, repetitions):
-        def prompt() -> list[int]:
-            return prefix + [draw.randrange(100, 40000) for _ in range(new_tokens)]
+class Tokens:
+    """Random ones: no two calls of prompt() have a block in common but for the prefix."""
 
-        took = {"recompute": completion(engine, prompt(), f"salt {repetition}")}
-        engine.forget()
-        took["kavern"] = completion(engine, prompt(), "warm")
-        took["engine"] = completion(engine, prompt(), "warm")
-        if repetition >= 0:  # the first rounds warm up
+    def __init__(self, seed: int):
+        self._draw = random.Random(seed)
+
+    def prompt(self, prefix: list[int], new_tokens: int) -> list[int]:
+        return prefix + [self._draw.randrange(100, 40000) for _ in range(new_tokens)]
+
+
+def restart(engine: Engine, shapes: list[tuple[int, int]], tokens: Tokens) -> None:
+    """An engine that has just started takes several times as long for the first request of a shape."""
+    engine.kill()
+    engine.start()
+    for prefix_tokens, new_tokens in shapes:
+        prefix = tokens.prompt([], prefix_tokens)
+        for _ in range(2):  # computed, and with its prefix there
+            completion(engine, tokens.prompt(prefix, new_tokens), "warm-up")
+
+
+def first_tokens(engine: Engine, shapes: list[tuple[int, int]], lives: int) -> None:
+    """shapes: tokens of prefix, new tokens."""
+    tokens = Tokens(1)
+    prefixes = {shape: tokens.prompt([], shape[0]) for shape in shapes}
+    for prefix in prefixes.values():
+        completion(engine, prefix, "kept")
+    arms = {shape: {"engine": [], "kavern": [], "recompute": []} for shape in shapes}
+    loaded = {shape: [0.0, 0.0] for shape in shapes}
+    for life in range(lives):
+        restart(engine, shapes, tokens)
+        for shape in shapes:
+            before = loads(engine)
+            took = {"kavern": completion(engine, tokens.prompt(prefixes[shape], shape[1]), "kept")}
+            loaded[shape] = [grown + now - then for grown, now, then in zip(loaded[shape], loads(engine), before)]
+            took["engine"] = completion(engine, tokens.prompt(prefixes[shape], shape[1]), "kept")
+            took["recompute"] = completion(engine, tokens.prompt(prefixes[shape], shape[1]), f"salt {life}")
             for arm, seconds in took.items():
-                arms[arm].append(seconds)
-    engine_s, kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("engine", "kavern", "recompute"))
-    print(f"{prefix_tokens} tokens of prefix, {new_tokens} new, {repetitions} repetitions")
+                arms[shape][arm].append(seconds)
+    for shape in shapes:
+        count, size = loaded[shape]
+        assert count == lives, "a prefix was not in Kavern"
+        print(f"{shape[0]} tokens of prefix, {shape[1]} new, {lives} restarts of the engine")
+        tell(arms[shape], size / count)
+
+
+def tell(arms: dict[str, list[float]], load_bytes: float) -> None:
     for arm, seconds in arms.items():
         print(f"  {arm:10} {spread(seconds)}")
-    now = loads(engine)
-    load_bytes = (now[1] - size) / (now[0] - count)
+    engine_s, kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("engine", "kavern", "recompute"))
     copy_speed = copy_bytes_per_second(int(load_bytes))
     may_add_ms = 1e3 * load_bytes / copy_speed + 10
     print(f"  kavern / engine {kavern_s / engine_s:.3f} (target <= 1.10), added {1e3 * (kavern_s - engine_s):.1f} ms", end="")
     print(f" (target <= {may_add_ms:.1f}: {load_bytes / 1e6:.0f} MB at memcpy's {copy_speed / 1e9:.1f} GB/s, and 10 ms);", end="")
-    print(f" kavern / recompute {kavern_s / recompute_s:.3f} (target <= 0.40)")
+    print(f" kavern / recompute {kavern_s / recompute_s:.3f}")
+
+
+def last_turns(engine: Engine, lives: int) -> None:
+    """Three conversations of four turns, 1,917 tokens at the last, before which the engine is killed."""
+    tokens = Tokens(2)
+    lengths = [479, 958, 1438, 1917]
+    arms: dict[str, list[float]] = {"kavern": [], "recompute": []}
+    for life in range(lives):
+        conversations = [tokens.prompt([], lengths[-1]) for _ in range(3)]
+        for length in lengths[:-1]:
+            for conversation in conversations:
+                completion(engine, conversation[:length], "kept")
+        restart(engine, [(lengths[-2], lengths[-1] - lengths[-2])], tokens)
+        for number, conversation in enumerate(conversations):
+            arms["kavern"].append(completion(engine, conversation, "kept"))
+            arms["recompute"].append(completion(engine, conversation, f"salt {life} {number}"))
+    print(f"last of 4 turns, {lengths[-1]} tokens, 3 conversations, {lives} restarts of the engine")
+    for arm, seconds in arms.items():
+        print(f"  {arm:10} {spread(seconds)}")
+    kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("kavern", "recompute"))
+    print(f"  kavern / recompute {kavern_s / recompute_s:.3f} (target <= 0.40)")
 
 
 def kavern_cpu_seconds(engine: Engine) -> float:
@@ -145,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", required=True)
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "build/models/smollm2-135m-instruct")
-    parser.add_argument("--repetitions", type=int, default=11, help="of each first token (default 11)")
+    parser.add_argument("--lives", type=int, default=7, help="of the engine, each with all first tokens (default 7)")
     parser.add_argument("--rounds", type=int, default=10, choices=sorted(n + 1 for n in STUDENT_95),
                         help="pairs of rounds where nothing hits (default 10)")  # fmt: skip
     options = parser.parse_args()
@@ -159,13 +207,12 @@ def main() -> None:
                 pathlib.Path(directory) / name,
                 kv_transfer_config=transfer,
                 arguments=["--dtype", "float32", "--max-model-len", "4096"],
-                environment={"VLLM_SERVER_DEV_MODE": "1"},
             )
 
         with engine("kavern", transfer_config(options.address)) as kavern, engine("plain", None) as plain:
             kavern.start()
-            first_tokens(kavern, 1792, 32, options.repetitions)
-            first_tokens(kavern, 1792, 256, options.repetitions)
+            first_tokens(kavern, [(1792, 32), (1792, 256)], options.lives)
+            last_turns(kavern, (options.lives + 1) // 2)
             plain.start()
             nothing_hits(plain, kavern, options.rounds, 16, 512)
 

@@ -36,6 +36,24 @@ TEST_F(NamespaceTest, AFetchCanWaitForItsRelease) {
   EXPECT_EQ(daemon_.leased_bytes(), 0U);
 }
 
+// More than the session may have under lease at a time: it comes in parts, and none of it is lost.
+TEST_F(NamespaceTest, AFetchThatIsTooMuchAtATimeComesInParts) {
+  ClientOptions options;
+  options.release_in_background = false;
+  const auto client = Connect(options);
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 5);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  daemon_.FailNext("Fetch", absl::ResourceExhaustedError("lease quota: 5 blocks are there"));
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
+  EXPECT_EQ(daemon_.calls("Fetch"), 3U);
+  // One block is not less than one.
+  daemon_.FailNext("Fetch", absl::ResourceExhaustedError("lease quota: 1 block is there"));
+  EXPECT_EQ(Fetch(*ns, std::span(keys).first(1)),
+            std::vector{absl::StatusCode::kResourceExhausted});
+  EXPECT_EQ(daemon_.calls("Fetch"), 4U);
+}
+
 TEST_F(NamespaceTest, AnotherClientFindsWhatThisOneStored) {
   const auto first = Connect();
   const auto keys = Keys(*Open(*first), 1, 20);
