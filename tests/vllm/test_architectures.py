@@ -27,8 +27,8 @@ NEEDS_AMX = pytest.mark.skipif(not AMX, reason="vLLM computes MLA after a cached
         ("sliding", 1, 128, 4 * 32768, 32768, False),
         ("hybrid", 1, 128, 2 * 32768, 32768, False),
         ("hybrid", 1, 128, 2 * 32768, 32768, True),  # as with a KV cache on a GPU
-        pytest.param("mla", 1, 16, 4 * 18432, 18432, False, marks=NEEDS_AMX),
-        pytest.param("mla", 2, 16, 4 * 18432, 18432, False, marks=NEEDS_AMX),
+        pytest.param("mla", 1, 128, 4 * 147456, 147456, False, marks=NEEDS_AMX),
+        pytest.param("mla", 2, 128, 4 * 147456, 147456, False, marks=NEEDS_AMX),
     ],
 )
 def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
