@@ -1,0 +1,194 @@
+// What a store finds on its devices at start: out of the catalog, or where that is of no use out of
+// the slots' headers.
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "tiers/nvme/disk_store.h"
+
+namespace kavern::tiers {
+namespace {
+
+// A daemon's parts have greater sequences than any that an earlier one can have written, also where
+// the catalog does not know of them: a purge must void those too.
+constexpr std::uint64_t kSequencesPerStart = std::uint64_t{1} << 40;
+// Parts told to the index at a time, with its lock held.
+constexpr std::size_t kAdoptAtATime = 1024;
+
+std::uint64_t SegmentKey(SegmentId id) {
+  return std::uint64_t{id.device} << 32 | id.segment;
+}
+
+}  // namespace
+
+std::vector<DiskIndex::NewSegment> DiskStore::ReadSegments(std::uint32_t device) {
+  const std::uint32_t count = segment_counts()[device];
+  const DiskPages pages(count);
+  Together reads;
+  for (std::uint32_t segment = 0; segment < count; ++segment) {
+    devices_.Submit(device, {.op = DiskIo::Op::kRead,
+                             .offset = disk::SegmentOffset(options_.segment_bytes, segment),
+                             .pieces = {pages.page(segment)},
+                             .done = reads.Another()});
+  }
+  // A page that cannot be read stays zero, and its segment is free.
+  reads.Wait().IgnoreError();
+  std::vector<DiskIndex::NewSegment> found;
+  for (std::uint32_t segment = 0; segment < count; ++segment) {
+    const auto header = disk::ParseSegment(pages.page(segment));
+    if (header.ok() && header->store == uuid_ && header->device == device &&
+        header->segment == segment) {
+      found.push_back({{device, segment}, header->slot_bytes, header->epoch});
+    }
+  }
+  return found;
+}
+
+absl::StatusOr<DiskStore::Recovery> DiskStore::Recover(
+    DiskIndex& index, const std::function<void(const std::function<void()>&)>& locked) {
+  Recovery recovery;
+  std::vector<DiskIndex::NewSegment> found;
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    const auto some = ReadSegments(device);
+    found.insert(found.end(), some.begin(), some.end());
+  }
+  locked([&] {
+    for (const DiskIndex::NewSegment& segment : found) {
+      if (index.AdoptSegment(segment)) segments_[SegmentKey(segment.id)] = segment;
+    }
+  });
+  std::string why = catalog_damage_;
+  if (why.empty() && catalog()->is_new() && !segments_.empty()) why = "the catalog is missing";
+  if (why.empty()) {
+    why = ScanCatalog(index, locked, &recovery);
+    if (!why.empty()) {
+      locked([&] { index.ForgetAdopted(); });
+      recovery.parts = recovery.void_parts = 0;
+      {
+        MutexLock lock(mu_);
+        catalog_.reset();
+      }
+      KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
+      KAVERN_RETURN_IF_ERROR(OpenCatalog());
+    }
+  }
+  if (!why.empty()) {
+    recovery.from_headers = true;
+    recovery.why = why;
+    KAVERN_RETURN_IF_ERROR(ScanHeaders(found, index, locked, &recovery));
+  }
+  locked([&] { index.FinishAdoption(); });
+  segments_.clear();
+  KAVERN_RETURN_IF_ERROR(RaiseSequence(recovery.sequence));
+  return recovery;
+}
+
+absl::Status DiskStore::RaiseSequence(std::uint64_t known) {
+  KAVERN_ASSIGN_OR_RETURN(const auto stored, GetNumber(Catalog::kCompleteNumber));
+  sequence_ = std::max({sequence_.load(), known, stored.value_or(0)}) + kSequencesPerStart;
+  return PutNumber(Catalog::kCompleteNumber, sequence_);
+}
+
+absl::StatusOr<std::optional<std::uint64_t>> DiskStore::GetNumber(std::string_view name) const {
+  const std::shared_ptr<Catalog> present = catalog();
+  if (present == nullptr) return absl::UnavailableError("there is no catalog");
+  return present->GetNumber(name);
+}
+
+absl::Status DiskStore::PutNumber(std::string_view name, std::uint64_t value) {
+  const std::shared_ptr<Catalog> present = catalog();
+  if (present == nullptr) return absl::UnavailableError("there is no catalog");
+  return present->PutNumber(name, value);
+}
+
+std::string DiskStore::ScanCatalog(DiskIndex& index,
+                                   const std::function<void(const std::function<void()>&)>& locked,
+                                   Recovery* recovery) {
+  std::vector<std::pair<std::uint32_t, disk::SlotHeader>> some;
+  const auto tell = [&] {
+    locked([&] {
+      for (const auto& [device, header] : some) Adopt(device, header, index, recovery);
+    });
+    some.clear();
+  };
+  const absl::Status scanned =
+      catalog()->Scan([&](std::uint32_t device, const disk::SlotHeader& header) {
+        some.emplace_back(device, header);
+        if (some.size() == kAdoptAtATime) tell();
+      });
+  tell();
+  return std::string(scanned.message());
+}
+
+std::optional<DiskPlace> DiskStore::PlaceOf(std::uint32_t device,
+                                            const disk::SlotHeader& header) const {
+  if (header.offset < disk::kSegmentsOffset) return std::nullopt;
+  const std::uint64_t in_segments = header.offset - disk::kSegmentsOffset;
+  const SegmentId id = {device, static_cast<std::uint32_t>(in_segments / options_.segment_bytes)};
+  const auto segment = segments_.find(SegmentKey(id));
+  if (segment == segments_.end() || segment->second.epoch != header.epoch) return std::nullopt;
+  const std::uint64_t stride = segment->second.slot_bytes + kDiskPage;
+  const std::uint64_t in_segment = in_segments % options_.segment_bytes;
+  if (in_segment < kDiskPage || (in_segment - kDiskPage) % stride != 0) return std::nullopt;
+  if (purged_.IsVoid(NamespaceFingerprint{header.fingerprint}, header.sequence)) {
+    return std::nullopt;
+  }
+  return DiskPlace{id, static_cast<std::uint32_t>((in_segment - kDiskPage) / stride),
+                   segment->second.slot_bytes, header.epoch};
+}
+
+bool DiskStore::Adopt(std::uint32_t device, const disk::SlotHeader& header, DiskIndex& index,
+                      Recovery* recovery) {
+  recovery->sequence = std::max(recovery->sequence, header.sequence);
+  const std::optional<DiskPlace> place = PlaceOf(device, header);
+  const DiskPart part = {.fingerprint = NamespaceFingerprint{header.fingerprint},
+                         .key = BlockKey{header.key},
+                         .parent = BlockKey{header.parent},
+                         .part = header.part,
+                         .part_count = header.part_count,
+                         .payload_bytes = header.payload_bytes,
+                         .checksum = header.payload_crc,
+                         .sequence = header.sequence};
+  const bool adopted = place.has_value() && index.AdoptPart(*place, part);
+  ++(adopted ? recovery->parts : recovery->void_parts);
+  return place.has_value();
+}
+
+absl::Status DiskStore::ScanHeaders(const std::vector<DiskIndex::NewSegment>& segments,
+                                    DiskIndex& index,
+                                    const std::function<void(const std::function<void()>&)>& locked,
+                                    Recovery* recovery) {
+  for (const DiskIndex::NewSegment& segment : segments) {
+    const std::uint32_t slots = disk::SlotsPerSegment(options_.segment_bytes, segment.slot_bytes);
+    const DiskPages pages(slots);
+    Together reads;
+    for (std::uint32_t position = 0; position < slots; ++position) {
+      devices_.Submit(segment.id.device,
+                      {.op = DiskIo::Op::kRead,
+                       .offset = disk::SlotOffset(options_.segment_bytes, segment.id.segment,
+                                                  segment.slot_bytes, position),
+                       .pieces = {pages.page(position)},
+                       .done = reads.Another()});
+    }
+    reads.Wait().IgnoreError();  // what cannot be read is lost
+    std::vector<Catalog::Change> changes;
+    locked([&] {
+      for (std::uint32_t position = 0; position < slots; ++position) {
+        const auto header = disk::ParseSlot(pages.page(position));
+        if (!header.ok()) continue;
+        const std::uint64_t offset = disk::SlotOffset(options_.segment_bytes, segment.id.segment,
+                                                      segment.slot_bytes, position);
+        if (header->offset == offset && Adopt(segment.id.device, *header, index, recovery)) {
+          changes.push_back({segment.id.device, offset, false, *header});
+        }
+      }
+    });
+    KAVERN_RETURN_IF_ERROR(ApplyToCatalog(changes, false));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kavern::tiers

@@ -1,0 +1,253 @@
+// Opening and making a store: its devices, its list of purges, its catalog.
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/named_thread.h"
+#include "base/status_macros.h"
+#include "base/units.h"
+#include "tiers/nvme/disk_store.h"
+
+namespace kavern::tiers {
+namespace {
+
+disk::Uuid NewUuid() {
+  std::random_device random;
+  disk::Uuid uuid;
+  for (std::size_t i = 0; i < uuid.size(); i += 4) {
+    const std::uint32_t word = random();
+    std::memcpy(uuid.data() + i, &word, sizeof(word));
+  }
+  return uuid;
+}
+
+}  // namespace
+
+DiskStore::DiskStore(DiskStoreOptions options) : options_(std::move(options)) {}
+
+absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(DiskStoreOptions options) {
+  if (options.devices.empty()) return absl::InvalidArgumentError("devices: none given");
+  if (options.segment_bytes % kDiskPage != 0 || options.segment_bytes < 2 * kDiskPage) {
+    return absl::InvalidArgumentError("segment: expected a multiple of 4 KiB, at least 8 KiB");
+  }
+  for (const DiskStoreOptions::Device& device : options.devices) {
+    if (device.capacity_bytes < disk::kSegmentsOffset + options.segment_bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(device.path, ": capacity: got ", FormatBytes(device.capacity_bytes),
+                       ", expected at least 1 MiB and a segment, ",
+                       FormatBytes(disk::kSegmentsOffset + options.segment_bytes)));
+    }
+  }
+  std::unique_ptr<DiskStore> store(new DiskStore(std::move(options)));
+  KAVERN_RETURN_IF_ERROR(store->OpenDevices());
+  KAVERN_RETURN_IF_ERROR(store->LoadPurges());
+  KAVERN_RETURN_IF_ERROR(store->OpenCatalog());
+  store->committer_ = NamedThread("disk-commit", [raw = store.get()] { raw->CommitLoop(); });
+  return store;
+}
+
+absl::Status DiskStore::OpenDevices() {
+  for (const DiskStoreOptions::Device& device : options_.devices) {
+    BlockDeviceOptions open;
+    open.path = device.path;
+    open.size_bytes = device.capacity_bytes / kDiskPage * kDiskPage;
+    open.depth = options_.queue_depth;
+    open.io_uring = options_.io_uring;
+    open.lock_patience = options_.lock_patience;
+    open.clock = options_.clock;
+    KAVERN_ASSIGN_OR_RETURN(auto opened, options_.open(open));
+    devices_.Add(device.path, std::move(opened));
+  }
+  std::vector<bool> is_new(devices_.size(), false);
+  KAVERN_RETURN_IF_ERROR(ReadSuperblocks(&is_new));
+  if (uuid_ == disk::Uuid{}) uuid_ = NewUuid();
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if (is_new[device]) KAVERN_RETURN_IF_ERROR(FormatDevice(device));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
+  bool some_old = false;
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    KAVERN_ASSIGN_OR_RETURN(const auto block, ReadSuperblock(device));
+    if (!block.has_value()) {
+      (*is_new)[device] = true;
+      continue;
+    }
+    some_old = true;
+    KAVERN_RETURN_IF_ERROR(CheckSuperblock(device, *block));
+  }
+  const bool some_new = std::find(is_new->begin(), is_new->end(), true) != is_new->end();
+  if (!some_new || !some_old) return absl::OkStatus();
+  // A crash in the midst of making the store leaves such a mixture, with nothing in it.
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if ((*is_new)[device]) continue;
+    KAVERN_ASSIGN_OR_RETURN(const bool nothing, HoldsNothing(device));
+    if (!nothing) {
+      // Blocks that were striped onto the lost device are found to be missing one by one.
+      return absl::FailedPreconditionError(
+          "devices: some are empty and some hold a store; remove the others' files to begin anew");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<disk::Superblock>> DiskStore::ReadSuperblock(std::uint32_t device) {
+  const std::string& path = options_.devices[device].path;
+  const DiskPages pages(disk::kSuperblockPages);
+  const bool readable = ReadPages(device, 0, pages.all());
+  const auto first = disk::ParseSuperblock(pages.page(0));
+  const auto second = disk::ParseSuperblock(pages.page(1));
+  const auto& block = first.ok() ? first : second;
+  for (const absl::Status& status : {first.status(), second.status()}) {
+    if (!block.ok() && absl::IsFailedPrecondition(status)) {
+      return absl::FailedPreconditionError(absl::StrCat(path, ": ", status.message()));
+    }
+  }
+  if (block.ok()) {
+    // The second fault would find no copy: what damaged the first is mended, as far as it can be.
+    const bool mend = !first.ok() || !second.ok();
+    if (mend && CheckSuperblock(device, *block).ok()) WriteSuperblocks(device).IgnoreError();
+    return std::optional(*block);
+  }
+  // Only what is empty is taken: somebody else's bytes are not ours to overwrite.
+  const auto all = pages.all();
+  if (!readable ||
+      std::any_of(all.begin(), all.end(), [](std::byte b) { return b != std::byte{0}; })) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        path, ": holds something that is no store of Kavern's, or is damaged beyond reading (",
+        readable ? block.status().message() : "its first pages cannot be read",
+        "); remove it, or overwrite its first 8 KiB with zeros"));
+  }
+  return std::optional<disk::Superblock>();
+}
+
+absl::Status DiskStore::CheckSuperblock(std::uint32_t device, const disk::Superblock& block) {
+  const std::string& path = options_.devices[device].path;
+  if (uuid_ != disk::Uuid{} && block.store != uuid_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": belongs to another store than the devices before it"));
+  }
+  uuid_ = block.store;
+  if (block.device != device || block.device_count != devices_.size() ||
+      block.segment_bytes != options_.segment_bytes ||
+      block.segment_count != segment_counts()[device]) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": was device ", block.device, " of ", block.device_count, " with ",
+                     block.segment_count, " segments of ", FormatBytes(block.segment_bytes),
+                     "; configured is device ", device, " of ", devices_.size(), " with ",
+                     segment_counts()[device], " of ", FormatBytes(options_.segment_bytes),
+                     ". Remove the devices' files to begin anew"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> DiskStore::HoldsNothing(std::uint32_t device) {
+  const DiskPages pages(2 * disk::kPurgePages);
+  KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kRead, disk::kPurgePagesOffset, pages.all()));
+  for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
+    const auto page = disk::ParsePurgePage(pages.page(i));
+    if (!page.ok() || page->count > 0) return false;
+  }
+  return ReadSegments(device).empty();
+}
+
+absl::Status DiskStore::FormatDevice(std::uint32_t device) {
+  // Whatever lay here before is void: no segment has a header until it is used, and a purge list
+  // that does not parse would mean damage.
+  const std::uint64_t pages = disk::kSegmentsOffset / kDiskPage;
+  const DiskPages front(pages);
+  disk::PurgePage none = {};
+  none.store = uuid_;
+  disk::Seal(none);
+  const std::uint64_t first = disk::kPurgePagesOffset / kDiskPage;
+  for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
+    disk::WritePage(none, front.page(first + i));
+  }
+  KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kWrite, 0, front.all()));
+  const DiskPages zero(1);
+  Together headers;
+  for (std::uint64_t segment = 0; segment < segment_counts()[device]; ++segment) {
+    devices_.Submit(device, {.op = DiskIo::Op::kWrite,
+                             .offset = disk::SegmentOffset(options_.segment_bytes, segment),
+                             .pieces = {zero.all()},
+                             .done = headers.Another()});
+  }
+  KAVERN_RETURN_IF_ERROR(headers.Wait());
+  KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kFlush, 0, {}));
+  // Last: with a superblock the device is a store's.
+  return WriteSuperblocks(device);
+}
+
+absl::Status DiskStore::WriteSuperblocks(std::uint32_t device) {
+  const DiskPages blocks(disk::kSuperblockPages);
+  const auto block =
+      disk::Superblock::Make(uuid_, device, static_cast<std::uint32_t>(devices_.size()),
+                             options_.segment_bytes, segment_counts()[device]);
+  for (std::size_t copy = 0; copy < disk::kSuperblockPages; ++copy) {
+    disk::WritePage(block, blocks.page(copy));
+  }
+  KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kWrite, 0, blocks.all()));
+  return Run(device, DiskIo::Op::kFlush, 0, {});
+}
+
+absl::Status DiskStore::LoadPurges() {
+  const DiskPages pages(2 * disk::kPurgePages);
+  std::vector<bool> read(disk::kPurgePages, false);
+  bool damaged = false;
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    ReadPages(device, disk::kPurgePagesOffset, pages.all());
+    for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
+      const auto page = disk::ParsePurgePage(pages.page(i));
+      if (!page.ok() || page->store != uuid_) {
+        damaged = true;
+        continue;
+      }
+      read[i % disk::kPurgePages] = true;
+      purged_.Merge(*page);
+    }
+  }
+  if (std::find(read.begin(), read.end(), false) != read.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options_.devices[0].path,
+                     ": the list of what was deleted is damaged in every copy; serving what is "
+                     "left could bring deleted blocks back. Remove the devices' files to begin "
+                     "anew"));
+  }
+  sequence_ = std::max(sequence_.load(), purged_.last_sequence());
+  // The next fault would find fewer copies: mended, as far as that can be.
+  if (damaged) WritePurges().IgnoreError();
+  return absl::OkStatus();
+}
+
+absl::Status DiskStore::OpenCatalog() {
+  auto opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
+  if (absl::IsDataLoss(opened.status())) {
+    catalog_damage_ = std::string(opened.status().message());
+    KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
+    opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
+  }
+  if (!opened.ok()) return opened.status();
+  MutexLock lock(mu_);
+  catalog_ = *std::move(opened);
+  return absl::OkStatus();
+}
+
+bool DiskStore::ReadPages(std::uint32_t device, std::uint64_t offset, std::span<std::byte> pages) {
+  if (Run(device, DiskIo::Op::kRead, offset, pages).ok()) return true;
+  bool all = true;
+  for (std::uint64_t at = 0; at < pages.size(); at += kDiskPage) {
+    const auto page = pages.subspan(at, kDiskPage);
+    if (Run(device, DiskIo::Op::kRead, offset + at, page).ok()) continue;
+    std::fill(page.begin(), page.end(), std::byte{0});
+    all = false;
+  }
+  return all;
+}
+
+}  // namespace kavern::tiers
