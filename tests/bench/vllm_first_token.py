@@ -206,7 +206,7 @@ def main() -> None:
                 options.model,
                 pathlib.Path(directory) / name,
                 kv_transfer_config=transfer,
-                arguments=["--dtype", "float32", "--max-model-len", "4096"],
+                arguments=["--max-model-len", "4096"],
             )
 
         with engine("kavern", transfer_config(options.address)) as kavern, engine("plain", None) as plain:
