@@ -51,6 +51,13 @@ class ControlPlane {
   virtual absl::Status Release(const CallContext& context, const v1::ReleaseRequest& request,
                                v1::ReleaseResponse* response) = 0;
 
+  virtual absl::Status UpdateConversation(const CallContext& context,
+                                          const v1::UpdateConversationRequest& request,
+                                          v1::UpdateConversationResponse* response) = 0;
+  virtual absl::Status DescribeConversation(const CallContext& context,
+                                            const v1::DescribeConversationRequest& request,
+                                            v1::DescribeConversationResponse* response) = 0;
+
   // `next` fills one message of the stream at a time, and returns false after the last.
   virtual absl::Status PutBlocks(const CallContext& context,
                                  const std::function<bool(v1::PutBlocksRequest*)>& next,

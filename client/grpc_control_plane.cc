@@ -45,6 +45,8 @@ class GrpcControlPlane final : public ControlPlane {
   KAVERN_CALL(kavern_, CommitStore)
   KAVERN_CALL(kavern_, AbortStore)
   KAVERN_CALL(kavern_, Release)
+  KAVERN_CALL(kavern_, UpdateConversation)
+  KAVERN_CALL(kavern_, DescribeConversation)
   KAVERN_CALL(admin_, GetStatus)
   KAVERN_CALL(admin_, ListNamespaces)
   KAVERN_CALL(admin_, PurgeNamespace)

@@ -48,6 +48,9 @@ absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment
   if (!opened_) fingerprint_ = fingerprint;
   opened_ = true;
   keys_per_request_max_ = std::max<std::uint32_t>(1, response.keys_per_request_max());
+  const v1::ConversationLimits& limits = response.conversation_limits();
+  conversation_limits_ = {limits.priority_max(), std::chrono::milliseconds(limits.ttl_ms_max()),
+                          std::chrono::milliseconds(limits.ttl_ms_default())};
   if (attachment != nullptr && response.directory_generation() != 0) {
     attachment->WaitForDirectory(fingerprint_, response.directory_generation(), context.deadline);
   }

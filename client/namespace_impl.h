@@ -38,6 +38,10 @@ class NamespaceImpl final : public Namespace {
   absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                         std::span<const MutableBuffer> buffers) override;
   absl::StatusOr<PrefetchProgress> Prefetch(const PrefetchRequest& request) override;
+  absl::StatusOr<ConversationTerms> UpdateConversation(const ConversationUpdate& update) override;
+  absl::StatusOr<ConversationInfo> DescribeConversation(
+      const std::string& name, std::chrono::milliseconds deadline) override;
+  ConversationLimits conversation_limits() const override;
 
  private:
   // The attachment to call with, once the namespace is open there.
@@ -75,6 +79,7 @@ class NamespaceImpl final : public Namespace {
   std::weak_ptr<client::Attachment> opened_on_ KAVERN_GUARDED_BY(mu_);
   bool opened_ KAVERN_GUARDED_BY(mu_) = false;
   absl::Status open_status_ KAVERN_GUARDED_BY(mu_);
+  ConversationLimits conversation_limits_ KAVERN_GUARDED_BY(mu_);
 };
 
 }  // namespace kavern

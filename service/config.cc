@@ -187,6 +187,29 @@ std::vector<ConfigEntry> NvmeEntries(DaemonConfig::Nvme& nvme) {
   };
 }
 
+std::vector<ConfigEntry> ConversationEntries(DaemonConfig::Conversations& conversations) {
+  return {
+      {"conversations.priority_max", ConfigEntry::Count{&conversations.priority_max, 0, 100},
+       "The highest priority that a conversation gets, whatever it asks for. Of a namespace's "
+       "blocks "
+       "in RAM those of a lower priority leave first; without a conversation they are at 50."},
+      {"conversations.ttl_max",
+       ConfigEntry::Duration{&conversations.ttl_max, milliseconds(1000), 24 * 365 * hours(1)},
+       "The longest that a conversation keeps its priority without being told anew. Then its "
+       "blocks "
+       "leave RAM first."},
+      {"conversations.ttl_default",
+       ConfigEntry::Duration{&conversations.ttl_default, milliseconds(1000), 24 * 365 * hours(1)},
+       "The same, of a conversation that says no TTL; at most conversations.ttl_max."},
+      {"conversations.count_max", ConfigEntry::Count{&conversations.count_max, 1, 10000000},
+       "Conversations known at a time; past it the tenant with the most loses the one that ends "
+       "first. Each takes at most about 1 KiB."},
+      {"conversations.count_per_tenant_max",
+       ConfigEntry::Count{&conversations.count_per_tenant_max, 1, 10000000},
+       "The same, of one tenant, which loses its own."},
+  };
+}
+
 std::vector<ConfigEntry> LimitEntries(DaemonConfig::Limits& limits) {
   using Count = ConfigEntry::Count;
   return {
@@ -336,6 +359,9 @@ ConfigTable MakeConfigTable(DaemonConfig& config) {
        ConfigEntry::Choice{&config.eviction.policy, tiers::KnownEvictionPolicies()},
        "Which block leaves a full tier. lru: the least recently used one that no cached block "
        "continues."});
+  for (ConfigEntry& entry : ConversationEntries(config.conversations)) {
+    entries.push_back(std::move(entry));
+  }
   entries.push_back(
       {"tenants",
        ConfigEntry::List{[&config] { config.tenants.clear(); },

@@ -75,6 +75,14 @@ struct DaemonConfig {
     std::string policy = "lru";
   } eviction;
 
+  struct Conversations {
+    std::uint64_t priority_max = 100;
+    std::chrono::milliseconds ttl_max{std::chrono::hours(24)};
+    std::chrono::milliseconds ttl_default{std::chrono::hours(1)};
+    std::uint64_t count_max = 65536;
+    std::uint64_t count_per_tenant_max = 16384;
+  } conversations;
+
   std::vector<TenantRule> tenants;
   std::vector<std::uint64_t> operator_uids;
 

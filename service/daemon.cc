@@ -63,6 +63,13 @@ tiers::TieredStoreOptions StoreOptions(const DaemonConfig& config) {
   options.namespaces_max = config.limits.namespaces_max;
   options.incomplete_blocks_max = config.limits.incomplete_blocks_max;
   options.incomplete_age_max = config.limits.incomplete_age_max;
+  options.conversations = {
+      .priority_max = static_cast<std::uint8_t>(config.conversations.priority_max),
+      .ttl_max = config.conversations.ttl_max,
+      .ttl_default = config.conversations.ttl_default,
+      .count_max = config.conversations.count_max,
+      .count_per_tenant_max = config.conversations.count_per_tenant_max,
+  };
   if (config.nvme.devices.empty()) return options;
   tiers::TieredStoreOptions::Disk disk;
   for (const DaemonConfig::NvmeDevice& device : config.nvme.devices) {

@@ -47,13 +47,13 @@ class KavernService final : public v1::Kavern::CallbackService {
   KAVERN_UNARY(BeginStore)
   KAVERN_UNARY(AbortStore)
   KAVERN_UNARY(Release)
+  KAVERN_UNARY(UpdateConversation)
+  KAVERN_UNARY(DescribeConversation)
   KAVERN_UNIMPLEMENTED(PlanTurn, "PlanTurn: the recompute-versus-store cost model")
   KAVERN_UNIMPLEMENTED(ReportPrefill, "ReportPrefill: the recompute-versus-store cost model")
-  KAVERN_UNIMPLEMENTED(UpdateConversation, "UpdateConversation: conversations")
-  KAVERN_UNIMPLEMENTED(DescribeConversation, "DescribeConversation: conversations")
-  KAVERN_UNIMPLEMENTED(ForkConversation, "ForkConversation: conversations")
-  KAVERN_UNIMPLEMENTED(TruncateConversation, "TruncateConversation: conversations")
-  KAVERN_UNIMPLEMENTED(DeleteConversation, "DeleteConversation: conversations")
+  KAVERN_UNIMPLEMENTED(ForkConversation, "ForkConversation: forking a conversation")
+  KAVERN_UNIMPLEMENTED(TruncateConversation, "TruncateConversation: shortening a conversation")
+  KAVERN_UNIMPLEMENTED(DeleteConversation, "DeleteConversation: deleting a conversation")
 
   grpc::ServerUnaryReactor* CommitStore(grpc::CallbackServerContext* context,
                                         const v1::CommitStoreRequest* request,

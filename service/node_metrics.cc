@@ -72,6 +72,7 @@ void AddRam(const tiers::StoreStatus& status, std::vector<MetricFamily>& familie
       Gauge("kavern_directory_bytes", "Memory of the directory segments.", status.directory_bytes));
   families.push_back(Gauge("kavern_namespaces", "Namespaces known.", status.namespaces));
   families.push_back(Gauge("kavern_blocks", "Visible blocks.", status.blocks));
+  families.push_back(Gauge("kavern_conversations", "Conversations known.", status.conversations));
 }
 
 // One family for each fact, one sample for each device.
@@ -229,6 +230,14 @@ void AddStoreCounters(const tiers::StoreCounters& counters, std::vector<MetricFa
   families.push_back(Counter("kavern_read_ahead_used_blocks_total",
                              "Of these: fetched before they left RAM again.",
                              counters.read_ahead_used_blocks));
+  families.push_back(Counter("kavern_conversation_updates_total",
+                             "Times that a client said what a conversation is.",
+                             counters.conversation_updates));
+  families.push_back(Counter("kavern_conversations_ended_total", "Conversations whose TTL is over.",
+                             counters.conversations_ended));
+  families.push_back(Counter("kavern_conversations_displaced_total",
+                             "Conversations forgotten because there were too many.",
+                             counters.conversations_displaced));
   families.push_back(Counter("kavern_regions_rebalanced_total",
                              "Regions emptied for another namespace.",
                              counters.regions_rebalanced));

@@ -183,6 +183,7 @@ void ToProto(const tiers::NamespaceStatus& status, v1::NamespaceStatus* proto) {
   proto->set_fetch_hit_blocks(status.fetch_hit_blocks);
   proto->set_fetch_miss_blocks(status.fetch_miss_blocks);
   proto->set_disk_blocks(status.disk_blocks);
+  proto->set_conversations(status.conversations);
 }
 
 void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {
@@ -206,6 +207,9 @@ void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {
   proto->set_fetch_disk_blocks(counters.fetch_disk_blocks);
   proto->set_read_ahead_blocks(counters.read_ahead_blocks);
   proto->set_read_ahead_used_blocks(counters.read_ahead_used_blocks);
+  proto->set_conversation_updates(counters.conversation_updates);
+  proto->set_conversations_ended(counters.conversations_ended);
+  proto->set_conversations_displaced(counters.conversations_displaced);
 }
 
 void ToProto(const tiers::StoreStatus& status, v1::RamStatus* proto) {
@@ -252,6 +256,10 @@ std::string PackOutcomes(const std::vector<tiers::StoreOutcome>& outcomes) {
 
 std::string Bytes(const NamespaceFingerprint& fingerprint) {
   return {reinterpret_cast<const char*>(fingerprint.bytes.data()), fingerprint.bytes.size()};
+}
+
+std::string Bytes(const BlockKey& key) {
+  return {reinterpret_cast<const char*>(key.bytes.data()), key.bytes.size()};
 }
 
 }  // namespace kavern::service

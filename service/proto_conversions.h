@@ -46,6 +46,7 @@ void ToProto(const tiers::DiskStatus& status, v1::NvmeStatus* proto);
 // One byte per key, of BeginStoreResponse.Outcome.
 std::string PackOutcomes(const std::vector<tiers::StoreOutcome>& outcomes);
 std::string Bytes(const NamespaceFingerprint& fingerprint);
+std::string Bytes(const BlockKey& key);
 
 }  // namespace kavern::service
 

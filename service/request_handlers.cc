@@ -36,6 +36,10 @@ absl::Status AddGrants(Session& session, tiers::StoreGrant grant,
   return absl::OkStatus();
 }
 
+std::uint64_t Milliseconds(std::chrono::milliseconds duration) {
+  return static_cast<std::uint64_t>(duration.count());
+}
+
 struct ParsedSuspect {
   Session::SharedNamespace ns;
   BlockKey key;
@@ -122,6 +126,11 @@ absl::Status RequestHandlers::OpenNamespace(Session& session,
   response->set_fingerprint(Bytes(fingerprint));
   response->set_part_bytes_max(slot_bytes_max);
   response->set_keys_per_request_max(static_cast<std::uint32_t>(limits_.keys_per_request_max));
+  const tiers::ConversationOptions& conversations = store_.conversation_options();
+  v1::ConversationLimits* limits = response->mutable_conversation_limits();
+  limits->set_priority_max(conversations.priority_max);
+  limits->set_ttl_ms_max(Milliseconds(conversations.ttl_max));
+  limits->set_ttl_ms_default(Milliseconds(conversations.ttl_default));
   return absl::OkStatus();
 }
 
@@ -145,10 +154,6 @@ absl::Status RequestHandlers::BeginStore(Session& session, const v1::BeginStoreR
   KAVERN_RETURN_IF_ERROR(CheckSharesMemory(session));
   KAVERN_ASSIGN_OR_RETURN(const auto durability,
                           ParseDurability(request.durability(), store_.has_disk()));
-  if (!request.conversation().empty()) {
-    return absl::UnimplementedError(
-        "conversation: conversations are not part of this build; expected an empty name");
-  }
   KAVERN_ASSIGN_OR_RETURN(const auto fingerprint, ParseFingerprint(request.fingerprint()));
   KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
   KAVERN_ASSIGN_OR_RETURN(const BlockKey parent, ParseParent(request.parent(), fingerprint));
@@ -260,6 +265,48 @@ absl::Status RequestHandlers::Release(Session& session, const v1::ReleaseRequest
   return absl::OkStatus();
 }
 
+// ---- Conversations ----
+
+absl::Status RequestHandlers::UpdateConversation(Session& session,
+                                                 const v1::UpdateConversationRequest& request,
+                                                 v1::UpdateConversationResponse* response) {
+  KAVERN_RETURN_IF_ERROR(CheckNotDraining());
+  KAVERN_ASSIGN_OR_RETURN(const auto fingerprint, ParseFingerprint(request.fingerprint()));
+  KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
+  tiers::ConversationUpdate update;
+  update.name = request.conversation();
+  KAVERN_ASSIGN_OR_RETURN(update.leaf, ParseKey("leaf", request.leaf()));
+  update.token_count = request.token_count();
+  if (request.has_priority()) update.priority = request.priority();
+  // Longer than any TTL may be.
+  constexpr std::uint64_t kTtlMsMax = std::uint64_t{1} << 53;
+  update.ttl = std::chrono::milliseconds(std::min(request.ttl_ms(), kTtlMsMax));
+  KAVERN_ASSIGN_OR_RETURN(const tiers::ConversationFacts facts,
+                          store_.UpdateConversation(*ns, update));
+  response->set_priority(facts.priority);
+  response->set_ttl_ms(Milliseconds(facts.ttl));
+  response->set_updates(facts.updates);
+  return absl::OkStatus();
+}
+
+absl::Status RequestHandlers::DescribeConversation(Session& session,
+                                                   const v1::DescribeConversationRequest& request,
+                                                   v1::DescribeConversationResponse* response) {
+  KAVERN_ASSIGN_OR_RETURN(const auto fingerprint, ParseFingerprint(request.fingerprint()));
+  KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
+  KAVERN_ASSIGN_OR_RETURN(const tiers::ConversationFacts facts,
+                          store_.DescribeConversation(*ns, request.conversation()));
+  response->set_leaf(Bytes(facts.leaf));
+  response->set_token_count(facts.token_count);
+  response->set_priority(facts.priority);
+  response->set_ttl_ms(Milliseconds(facts.ttl));
+  response->set_updates(facts.updates);
+  response->set_age_ms(Milliseconds(facts.age));
+  response->set_idle_ms(Milliseconds(facts.idle));
+  response->set_leaf_tier(static_cast<v1::Tier>(facts.leaf_tier));
+  return absl::OkStatus();
+}
+
 // ---- Administration ----
 
 absl::Status RequestHandlers::GetStatus(Session& session, const v1::GetStatusRequest& /*request*/,
@@ -294,6 +341,7 @@ void RequestHandlers::FillNodeStatus(v1::GetStatusResponse* response) const {
   const SessionTable::Totals totals = sessions_.GetTotals();
   response->set_sessions(totals.live + totals.fenced);
   response->set_namespaces(status.namespaces);
+  response->set_conversations(status.conversations);
   response->set_leases(totals.leases);
   response->set_quarantined_bytes(totals.quarantined_bytes);
   if (!node_.degraded) return;
@@ -313,6 +361,7 @@ void RequestHandlers::FillTenantStatus(const std::string& tenant,
       block_slot_bytes += ns.spec.layout.SlotBytes(group) * ns.spec.layout.shard_count;
     }
     response->set_namespaces(response->namespaces() + 1);
+    response->set_conversations(response->conversations() + ns.conversations);
     ram->set_assigned_bytes(ram->assigned_bytes() + ns.regions * region_bytes);
     ram->set_used_bytes(ram->used_bytes() + ns.blocks * block_slot_bytes);
     counters->set_fetch_hit_blocks(counters->fetch_hit_blocks() + ns.fetch_hit_blocks);

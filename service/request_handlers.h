@@ -103,6 +103,13 @@ class RequestHandlers {
   absl::Status Release(Session& session, const v1::ReleaseRequest& request,
                        v1::ReleaseResponse* response);
 
+  // On any session, one that cannot map memory too.
+  absl::Status UpdateConversation(Session& session, const v1::UpdateConversationRequest& request,
+                                  v1::UpdateConversationResponse* response);
+  absl::Status DescribeConversation(Session& session,
+                                    const v1::DescribeConversationRequest& request,
+                                    v1::DescribeConversationResponse* response);
+
   // One PutBlocks stream: created by its header, fed with data, finished. Destroying it unfinished
   // aborts. Not thread-safe; must not outlive the handlers.
   class Put {

@@ -9,6 +9,7 @@ absl::Status NamespaceStore::Audit() const {
   };
   if (const std::string wrong = index_.Audit(); !wrong.empty()) return internal(wrong);
   if (const std::string wrong = directory_.Audit(indices()); !wrong.empty()) return internal(wrong);
+  if (const std::string wrong = AuditClasses(); !wrong.empty()) return internal(wrong);
 
   std::uint64_t owned_by_blocks = 0;
   if (const std::string wrong = AuditParts(layout().PartCount(), &owned_by_blocks);
@@ -43,6 +44,23 @@ absl::Status NamespaceStore::Audit() const {
     return internal("it has blocks that nobody uses, yet none can be evicted");
   }
   return absl::OkStatus();
+}
+
+std::string NamespaceStore::AuditClasses() const {
+  const std::vector<BlockId> anchors = shared_.conversations.AnchorsOf(fingerprint_);
+  std::uint64_t named = 0;
+  for (const BlockId id : index_.AllBlocks()) named += IsNamedClass(index_.ClassOf(id)) ? 1 : 0;
+  if (named != anchors.size()) {
+    return absl::StrCat(named, " blocks have the class of a conversation, ", anchors.size(),
+                        " anchor one");
+  }
+  for (const BlockId id : anchors) {
+    const auto priority = shared_.conversations.PriorityAt(fingerprint_, id);
+    if (!priority.has_value() || index_.ClassOf(id) != ClassOfPriority(*priority)) {
+      return absl::StrCat(index_.KeyOf(id).ToHex(), " has another class than its conversations");
+    }
+  }
+  return "";
 }
 
 std::string NamespaceStore::AuditParts(std::uint32_t part_count, std::uint64_t* owned) const {

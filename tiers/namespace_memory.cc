@@ -18,7 +18,7 @@ constexpr std::uint64_t kMoveBytesPerStep = std::uint64_t{8} << 20;
 std::optional<SlotId> NamespaceStore::Reserve(std::uint32_t group, UseSequence youngest_victim) {
   std::optional<SlotId> slot = groups_[group].Reserve();
   while (!slot.has_value() && groups_[group].region_count() > 0 && youngest_victim > 0 &&
-         OldestUse().value_or(UINT64_MAX) <= youngest_victim && EvictOne()) {
+         EvictNext(youngest_victim)) {
     slot = groups_[group].Reserve();
   }
   return slot;
@@ -102,7 +102,7 @@ bool NamespaceStore::MakeRoomOutside(std::uint32_t group, RegionOrdinal ordinal)
   const GroupSlots& slots = groups_[group];
   for (int evicted = 0; evicted < kEvictionsPerStep; ++evicted) {
     if (slots.UsedIn(ordinal) <= slots.FreeOutside(ordinal)) return true;
-    if (!EvictOne()) return false;
+    if (!EvictOldest()) return false;
   }
   return true;
 }

@@ -199,13 +199,21 @@ void NamespaceStore::NoteIncomplete(BlockRef ref, SteadyTime now) {
 // ---- Dropping ----
 
 std::optional<UseSequence> NamespaceStore::OldestUse() const {
-  const auto victim = policy_->Victim();
-  if (!victim.has_value()) return std::nullopt;
-  return victim->last_use;
+  const auto oldest = policy_->Oldest();
+  if (!oldest.has_value()) return std::nullopt;
+  return oldest->last_use;
 }
 
-bool NamespaceStore::EvictOne() {
+bool NamespaceStore::EvictNext(UseSequence youngest_victim) {
   const auto victim = policy_->Victim();
+  return victim.has_value() && victim->last_use <= youngest_victim && Evict(victim);
+}
+
+bool NamespaceStore::EvictOldest() {
+  return Evict(policy_->Oldest());
+}
+
+bool NamespaceStore::Evict(const std::optional<EvictionPolicy::Choice>& victim) {
   if (!victim.has_value()) return false;
   DropBlock(victim->id);
   ++shared_.counters.evicted_blocks;
@@ -216,7 +224,9 @@ bool NamespaceStore::EvictOne() {
 void NamespaceStore::DropBlock(BlockId id) {
   if (index_.IsVisible(id)) directory_.LeaveRam(index_.KeyOf(id), indices());
   const std::uint64_t orphans = index_.orphan_count() - (index_.IsOrphan(id) ? 1 : 0);
+  const Legacy legacy = TakeLegacy(id);
   Forget(id);
+  PassOn(legacy);
   if (index_.orphan_count() > orphans) {
     shared_.counters.orphaned_blocks += index_.orphan_count() - orphans;
   }
@@ -233,6 +243,7 @@ void NamespaceStore::Forget(BlockId id) {
 
 std::uint64_t NamespaceStore::DropAll() {
   std::uint64_t visible = 0;
+  shared_.conversations.DropNamespace(fingerprint_);
   // Children of what is forgotten wait as orphans for a moment: they are not counted, none of them
   // stays.
   for (const BlockId id : index_.AllBlocks()) {
@@ -295,6 +306,7 @@ NamespaceStatus NamespaceStore::Status() const {
     status.slots_used += slots.used_count();
   }
   status.refs = refs;
+  status.conversations = shared_.conversations.CountIn(fingerprint_);
   status.fetch_hit_blocks = fetch_hit_blocks;
   status.fetch_miss_blocks = fetch_miss_blocks;
   status.directory_degraded = directory_.degraded();

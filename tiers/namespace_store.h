@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
@@ -20,6 +21,7 @@
 #include "base/block_key.h"
 #include "base/clock.h"
 #include "base/namespace_spec.h"
+#include "tiers/conversations.h"
 #include "tiers/group_slots.h"
 #include "tiers/index/block_index.h"
 #include "tiers/namespace_directory.h"
@@ -113,10 +115,14 @@ class NamespaceStore {
   void AbortWrite(const Pin& write, std::uint32_t part);
 
   // ---- Dropping ----
-  // The oldest use of what could be evicted now.
+  // The oldest use of what could be evicted now, whatever its class.
   std::optional<UseSequence> OldestUse() const;
-  // Evicts one block. False: nothing can be evicted.
-  bool EvictOne();
+  // For room of the namespace's own: evicts the block whose turn it is, if it was not used after
+  // `youngest_victim`. False: nothing was evicted.
+  bool EvictNext(UseSequence youngest_victim);
+  // For somebody else: evicts the block whose last use is the longest ago, whatever its class. A
+  // priority neither keeps memory from other namespaces nor costs them any.
+  bool EvictOldest();
   // From the directory first, then from the index; slots that no lease pins are free then.
   void DropBlock(BlockId id);
   // Drops all that is in RAM, pending ones too; returns how many were visible there and not on
@@ -129,6 +135,14 @@ class NamespaceStore {
   bool DropDamaged(BlockRef block);
   // Drops blocks that have some part since `before` but still not all.
   void DropOldIncomplete(SteadyTime before);
+
+  // ---- Conversations (namespace_conversations.cc) ----
+  // The conversation's leaf is `leaf`, which is visible or on disk; its `told` lacks what the
+  // namespace knows by itself.
+  const Conversation& TellConversation(std::string_view name, ConversationTable::Told told,
+                                       std::vector<ConversationTable::Left>* left);
+  // A conversation is not at the block any more.
+  void LeaveAnchor(const ConversationTable::Left& left);
 
   // ---- Memory ----
   // A slot of the group, by eviction where need be; pinned once by the caller. Nothing used after
@@ -220,10 +234,22 @@ class NamespaceStore {
   bool IsIncomplete(BlockRef ref) const;
   void NoteIncomplete(BlockRef ref, SteadyTime now);
   void Forget(BlockId id);
+  bool Evict(const std::optional<EvictionPolicy::Choice>& victim);
+  // What eviction knows of a block goes on to its parent, once the block is gone.
+  struct Legacy {
+    BlockId parent = kNoBlock;
+    EvictionClass eviction_class = kPlainClass;
+    UseSequence last_use = 0;
+  };
+  Legacy TakeLegacy(BlockId id);
+  void PassOn(const Legacy& legacy);
+  // Gives a block the class that its conversations call for; kPlainClass where there is none.
+  void Reclass(BlockId id);
   // Evicts a few blocks where the group's other regions lack room for what the region holds. False:
   // nothing left to evict.
   bool MakeRoomOutside(std::uint32_t group, RegionOrdinal ordinal);
   std::string AuditParts(std::uint32_t part_count, std::uint64_t* owned) const;
+  std::string AuditClasses() const;
 
   const std::string tenant_;
   const NamespaceSpec spec_;

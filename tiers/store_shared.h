@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "tiers/conversations.h"
 #include "tiers/directory/directory_segment.h"
 #include "tiers/nvme/disk_index.h"
 #include "tiers/policy/eviction_policy.h"
@@ -18,6 +19,7 @@ namespace kavern::tiers {
 struct StoreShared {
   StoreEvents& events;
   DiskIndex* disk = nullptr;  // nullptr: there is no NVMe tier
+  ConversationTable conversations;
   StoreCounters counters = {};
   UseSequence last_use = 0;
   std::uint64_t assigned_regions = 0;  // owned by a namespace

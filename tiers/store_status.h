@@ -25,6 +25,7 @@ struct NamespaceStatus {
   std::uint64_t slots = 0;
   std::uint64_t slots_used = 0;
   std::uint64_t refs = 0;
+  std::uint64_t conversations = 0;
   std::uint64_t fetch_hit_blocks = 0;
   std::uint64_t fetch_miss_blocks = 0;
   bool directory_degraded = false;  // its directory lacks blocks: clients see misses that are none
@@ -46,6 +47,9 @@ struct StoreCounters {
   std::uint64_t expired_blocks = 0;      // incomplete for too long
   std::uint64_t directory_failures = 0;  // segments that could not be made or announced
   std::uint64_t regions_rebalanced = 0;
+  std::uint64_t conversation_updates = 0;
+  std::uint64_t conversations_ended = 0;      // by their TTL
+  std::uint64_t conversations_displaced = 0;  // forgotten for others
   // NVMe tier.
   std::uint64_t disk_stored_blocks = 0;    // written, durable as configured
   std::uint64_t disk_lost_blocks = 0;      // left RAM before they could be written
@@ -102,11 +106,12 @@ struct StoreStatus {
   std::uint64_t assigned_bytes = 0;  // of regions that a namespace owns
   std::uint64_t used_bytes = 0;      // of slots that hold or are reserved for a part
   std::uint64_t leased_bytes = 0;    // of slots under a read or write lease
-  std::uint64_t index_bytes = 0;     // memory of indices and policies
+  std::uint64_t index_bytes = 0;     // memory of indices, policies and conversations
   std::uint64_t directory_bytes = 0;
   std::uint64_t namespaces = 0;
   std::uint64_t namespaces_degraded = 0;  // whose directory lacks blocks
   std::uint64_t blocks = 0;
+  std::uint64_t conversations = 0;
   DiskStatus disk;
 
   // Of regions given up that a session still maps. Its terms are read at different moments: never

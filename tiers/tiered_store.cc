@@ -70,7 +70,7 @@ TieredStore::TieredStore(TieredStoreOptions options, StoreEvents& events,
                          std::unique_ptr<RegionPool> pool, std::unique_ptr<DiskStore> disk)
     : options_(std::move(options)),
       disk_options_(options_.disk.value_or(TieredStoreOptions::Disk{})),
-      shared_{.events = events},
+      shared_{.events = events, .conversations = ConversationTable(options_.conversations)},
       disk_store_(std::move(disk)),
       write_back_(
           QueueOptions(),
@@ -175,6 +175,7 @@ void TieredStore::SettleLocked(const std::shared_ptr<NamespaceStore>& ns) {
     // Another one of this name may be in the table by now.
     const auto found = namespaces_.find(ns->fingerprint());
     if (ns->refs == 0 && found != namespaces_.end() && found->second == ns) {
+      shared_.conversations.DropNamespace(ns->fingerprint());
       namespaces_.erase(found);
     }
   }
@@ -523,6 +524,7 @@ void TieredStore::LeaveMemory() {
 }
 
 void TieredStore::Housekeep() {
+  EndConversations();
   const SteadyTime before = options_.clock->Now() - options_.incomplete_age_max;
   std::vector<std::shared_ptr<NamespaceStore>> all;
   {
@@ -551,6 +553,8 @@ StoreStatus TieredStore::GetStatus() const {
   status.pool = pool_->GetStatus();
   MutexLock lock(mu_);
   status.namespaces = namespaces_.size();
+  status.conversations = shared_.conversations.size();
+  status.index_bytes = shared_.conversations.MemoryBytes();
   for (const auto& [fingerprint, ns] : namespaces_) {
     status.assigned_bytes += ns->region_count() * options_.ram.region_bytes;
     status.used_bytes += ns->UsedBytes();
@@ -566,7 +570,10 @@ StoreStatus TieredStore::GetStatus() const {
 
 StoreCounters TieredStore::GetCounters() const {
   MutexLock lock(mu_);
-  return shared_.counters;
+  StoreCounters counters = shared_.counters;
+  counters.conversations_ended = shared_.conversations.ended();
+  counters.conversations_displaced = shared_.conversations.displaced();
+  return counters;
 }
 
 std::vector<NamespaceStatus> TieredStore::ListNamespaces() const {
@@ -585,6 +592,9 @@ absl::Status TieredStore::Audit() const {
     if (const std::string wrong = disk_index_->Audit(); !wrong.empty()) {
       return absl::InternalError(wrong);
     }
+  }
+  if (const std::string wrong = shared_.conversations.Audit(); !wrong.empty()) {
+    return absl::InternalError(wrong);
   }
   for (const auto& [fingerprint, ns] : namespaces_) {
     KAVERN_RETURN_IF_ERROR(ns->Audit());

@@ -29,6 +29,7 @@
 #include "base/mutex.h"
 #include "base/namespace_spec.h"
 #include "base/tier.h"
+#include "tiers/conversations.h"
 #include "tiers/fetch.h"
 #include "tiers/index/block_index.h"
 #include "tiers/leases.h"
@@ -60,6 +61,7 @@ struct TieredStoreOptions {
   // How long a region waits for the first block of the namespace that it was given to. Looked at by
   // Housekeep().
   std::chrono::milliseconds grant_patience{1000};
+  ConversationOptions conversations;
   const Clock* clock = &Clock::System();
 
   struct Disk {
@@ -105,6 +107,25 @@ struct StoreGrant {
   std::vector<StoreOutcome> outcomes;  // one per key; kDeclined ones are a suffix
   WriteLease lease;                    // one extent per kGranted, in order
   std::string decline_reason;          // which limit refused; empty when nothing was declined
+};
+
+struct ConversationUpdate {
+  std::string_view name;
+  BlockKey leaf;
+  std::uint64_t token_count = 0;               // up to the end of the leaf
+  std::optional<std::uint32_t> priority = {};  // nullopt: kPriorityDefault
+  std::chrono::milliseconds ttl{0};            // 0: as configured
+};
+
+struct ConversationFacts {
+  BlockKey leaf;
+  Tier leaf_tier = Tier::kNone;  // kNone: it was evicted since
+  std::uint64_t token_count = 0;
+  std::uint8_t priority = 0;      // after clamping
+  std::chrono::milliseconds ttl;  // what is left of it, after clamping
+  std::uint64_t updates = 0;
+  std::chrono::milliseconds age;   // since the first of them
+  std::chrono::milliseconds idle;  // since the last
 };
 
 struct FetchResult {
@@ -193,9 +214,21 @@ class TieredStore {
   absl::StatusOr<bool> CheckSuspect(const NamespaceRef& ns, const BlockKey& key,
                                     std::uint32_t shard, std::uint32_t group);
 
-  // Forgets all blocks of a namespace, in every tier, pending ones too: their writers' commits then
-  // publish nothing. Returns how many were visible. Waits until the disk will never know them
-  // again. NotFound.
+  // Names the chain that ends with a block, or says anew what the name means: its blocks stay in
+  // RAM as its priority says until its TTL ends, and then are the first to leave. InvalidArgument:
+  // a bad name, priority or ttl, or a token_count that is not that of whole blocks. NotFound: the
+  // leaf is neither visible in RAM nor on disk; one that is on disk only has no effect on RAM.
+  // Another conversation of the tenant, or of the one with the most, may be forgotten for it.
+  absl::StatusOr<ConversationFacts> UpdateConversation(const NamespaceRef& ns,
+                                                       const ConversationUpdate& update);
+  // NotFound: never named, ended, or forgotten for others.
+  absl::StatusOr<ConversationFacts> DescribeConversation(const NamespaceRef& ns,
+                                                         std::string_view name) const;
+  const ConversationOptions& conversation_options() const { return options_.conversations; }
+
+  // Forgets all blocks of a namespace, in every tier, pending ones too, and its conversations:
+  // their writers' commits then publish nothing. Returns how many were visible. Waits until the
+  // disk will never know them again. NotFound.
   absl::StatusOr<std::uint64_t> Purge(const NamespaceFingerprint& fingerprint);
 
   // Drops from RAM what is on disk too, but for what is leased: the next fetch reads it there.
@@ -211,9 +244,9 @@ class TieredStore {
   std::uint64_t DirectoryGeneration(const NamespaceRef& ns) const;
   std::uint64_t DirectoryGeneration(const WriteLease& lease) const;  // 0 for an empty lease
 
-  // Drops incomplete blocks that waited too long, tries again for directories that could not be
-  // made, and wakes the rebalancer. Called now and then by the owner (the daemon's timer, or a
-  // test).
+  // Drops incomplete blocks that waited too long, ends conversations whose TTL is over, tries again
+  // for directories that could not be made, and wakes the rebalancer. Called now and then by the
+  // owner (the daemon's timer, or a test).
   void Housekeep();
 
   // Blocks until the background has nothing to do that earlier calls caused: population settled,
@@ -305,6 +338,13 @@ class TieredStore {
   std::optional<Donor> FindDonorLocked(const RegionRequest& request, bool starving) const
       KAVERN_REQUIRES(mu_);
   void Drain(const Donor& donor);
+
+  // ---- Conversations (conversation_calls.cc) ----
+  Tier LeafTierLocked(const NamespaceStore& ns, const BlockKey& leaf) const KAVERN_REQUIRES(mu_);
+  ConversationFacts FactsLocked(const NamespaceStore& ns, const Conversation& conversation,
+                                SteadyTime now) const KAVERN_REQUIRES(mu_);
+  void LeaveAnchorsLocked(std::span<const ConversationTable::Left> all) KAVERN_REQUIRES(mu_);
+  void EndConversations();
 
   absl::Status CheckFetch(const NamespaceRef& ns, std::span<const BlockKey> keys,
                           std::uint32_t shard, std::uint32_t group) const;

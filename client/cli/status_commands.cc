@@ -64,6 +64,7 @@ json StatusJson(const v1::GetStatusResponse& status) {
       {"draining", status.draining()},
       {"sessions", status.sessions()},
       {"namespaces", status.namespaces()},
+      {"conversations", status.conversations()},
       {"leases", status.leases()},
       {"quarantined_bytes", status.quarantined_bytes()},
       {"degraded", std::vector<std::string>(status.degraded().begin(), status.degraded().end())},
@@ -95,7 +96,10 @@ json StatusJson(const v1::GetStatusResponse& status) {
         {"disk_declined_blocks", counters.disk_declined_blocks()},
         {"disk_evicted_blocks", counters.disk_evicted_blocks()},
         {"promoted_blocks", counters.promoted_blocks()},
-        {"promotion_failures", counters.promotion_failures()}}},
+        {"promotion_failures", counters.promotion_failures()},
+        {"conversation_updates", counters.conversation_updates()},
+        {"conversations_ended", counters.conversations_ended()},
+        {"conversations_displaced", counters.conversations_displaced()}}},
   };
 }
 
@@ -163,6 +167,9 @@ std::string StatusText(const v1::GetStatusResponse& status) {
   absl::StrAppend(&text, "evicted  ", FormatCount(counters.evicted_blocks()), ", damaged ",
                   FormatCount(counters.damaged_blocks()), ", orphaned ",
                   FormatCount(counters.orphaned_blocks()), "\n");
+  absl::StrAppend(&text, "named    ", FormatCount(status.conversations()), " conversations; ",
+                  FormatCount(counters.conversations_ended()), " ended, ",
+                  FormatCount(counters.conversations_displaced()), " forgotten for others\n");
   for (const std::string& sentence : status.degraded()) {
     absl::StrAppend(&text, "degraded: ", sentence, "\n");
   }

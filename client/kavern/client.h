@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -206,6 +207,41 @@ struct PrefetchRequest {
   std::function<bool(const PrefetchProgress&)> on_progress = nullptr;
 };
 
+// What a client says of a chain of blocks: it is a conversation, it has a name, and it matters so
+// much for so long. Of a namespace's blocks in the daemon's RAM those of a lower priority leave
+// first; blocks of no conversation are at 50. Once the TTL is over they leave before all others.
+// A restarted daemon knows no conversations: they are told again.
+struct ConversationUpdate {
+  std::string name;                            // 1 to 256 bytes, UTF-8; of this namespace
+  BlockKey leaf = {};                          // key of its last block
+  std::uint64_t token_count = 0;               // up to the end of that block
+  std::optional<std::uint32_t> priority = {};  // 0 to 100; nullopt: 50
+  std::chrono::milliseconds ttl{0};            // from now on; 0: as the daemon is configured
+  std::chrono::milliseconds deadline{0};       // 0: ClientOptions::deadline
+};
+// What the daemon made of it.
+struct ConversationTerms {
+  std::uint32_t priority = 0;
+  std::chrono::milliseconds ttl{0};
+  std::uint64_t updates = 0;  // of this conversation, this one included
+};
+struct ConversationInfo {
+  BlockKey leaf = {};
+  Tier leaf_tier = Tier::kNone;  // kNone: the leaf was evicted since
+  std::uint64_t token_count = 0;
+  std::uint32_t priority = 0;
+  std::chrono::milliseconds ttl{0};  // what is left of it
+  std::uint64_t updates = 0;
+  std::chrono::milliseconds age{0};   // since the first update
+  std::chrono::milliseconds idle{0};  // since the last
+};
+// The daemon lowers to these what is beyond them.
+struct ConversationLimits {
+  std::uint32_t priority_max = 0;
+  std::chrono::milliseconds ttl_max{0};
+  std::chrono::milliseconds ttl_default{0};
+};
+
 // An open namespace. Thread-safe. Stays usable over daemon restarts: calls answer Unavailable while
 // the daemon is away. May not outlive the Client.
 class Namespace {
@@ -248,6 +284,17 @@ class Namespace {
   // since. Returns when all are there or have failed. Cancelled: on_progress said so.
   // DeadlineExceeded: what had not begun by then is not brought.
   virtual absl::StatusOr<PrefetchProgress> Prefetch(const PrefetchRequest& request) = 0;
+
+  // Names a chain, or says anew what the name means. NotFound: the leaf is not cached (any more);
+  // InvalidArgument: a bad name or priority, or a token_count that is not that of whole blocks.
+  virtual absl::StatusOr<ConversationTerms> UpdateConversation(
+      const ConversationUpdate& update) = 0;
+  // NotFound: never named, ended by its TTL, or forgotten because there are too many.
+  virtual absl::StatusOr<ConversationInfo> DescribeConversation(
+      const std::string& name,
+      std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) = 0;
+  // As told when the namespace was opened last; no RPC.
+  virtual ConversationLimits conversation_limits() const = 0;
 
   Namespace(const Namespace&) = delete;
   Namespace& operator=(const Namespace&) = delete;

@@ -84,6 +84,18 @@ class InProcessControlPlane final : public client::ControlPlane {
                           v1::AbortStoreResponse* response) override {
     return Unary("AbortStore", context, request, response, &RequestHandlers::AbortStore);
   }
+  absl::Status UpdateConversation(const Context& context,
+                                  const v1::UpdateConversationRequest& request,
+                                  v1::UpdateConversationResponse* response) override {
+    return Unary("UpdateConversation", context, request, response,
+                 &RequestHandlers::UpdateConversation);
+  }
+  absl::Status DescribeConversation(const Context& context,
+                                    const v1::DescribeConversationRequest& request,
+                                    v1::DescribeConversationResponse* response) override {
+    return Unary("DescribeConversation", context, request, response,
+                 &RequestHandlers::DescribeConversation);
+  }
   absl::Status Fetch(const Context& context, const v1::FetchRequest& request,
                      const std::function<void(const v1::FetchResponse&)>& on_message) override {
     return Stream<v1::FetchResponse>(

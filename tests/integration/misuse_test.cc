@@ -1,10 +1,12 @@
 // Requests that are wrong: each gets a clear status, and the daemon serves on.
+#include <grpcpp/grpcpp.h>
+
 #include <cstring>
 #include <fstream>
 
 #include "client/grpc_control_plane.h"
 #include "gmock/gmock.h"
-#include "kavern/v1/kavern.pb.h"
+#include "kavern/v1/kavern.grpc.pb.h"
 #include "tests/integration/node_test.h"
 #include "tests/unit/service/attach_test_client.h"
 
@@ -219,21 +221,14 @@ TEST_F(MisuseTest, MoreKeysThanARequestMayHaveAreRefused) {
 
 TEST_F(MisuseTest, WhatIsNotImplementedSaysWhichFeature) {
   Start();
-  service::AttachTestClient attached;
-  const auto welcome = attached.Attach(socket_path() + ".attach");
-  ASSERT_TRUE(welcome.has_value());
-  const std::string token(reinterpret_cast<const char*>(welcome->session_token), 16);
-  const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
-  v1::OpenNamespaceResponse opened;
-  v1::BeginStoreRequest request;
-  request.set_fingerprint(
-      std::string(reinterpret_cast<const char*>(ns_->fingerprint().bytes.data()), 16));
-  request.set_keys(std::string(16, 'k'));
-  request.set_conversation("chat-1");
-  v1::BeginStoreResponse response;
-  const absl::Status status = control->BeginStore(ContextOf(token), request, &response);
-  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("conversation"));
+  const auto stub = v1::Kavern::NewStub(
+      grpc::CreateChannel("unix:" + socket_path(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  v1::ForkConversationResponse response;
+  const grpc::Status status =
+      stub->ForkConversation(&context, v1::ForkConversationRequest(), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("forking a conversation"));
 }
 
 }  // namespace

@@ -174,10 +174,26 @@ void BlockIndex::MovePart(BlockId id, std::uint32_t part, SlotId slot) {
 
 void BlockIndex::Touch(BlockId id, UseSequence sequence) {
   if (const auto it = orphans_.find(id); it != orphans_.end()) {
-    it->second.last_use = sequence;
+    Orphan& orphan = it->second;
+    orphan.last_use = sequence;
+    if (orphan.eviction_class == kEndedClass) orphan.eviction_class = kPlainClass;
   } else {
     policy_.Touch(id, sequence);
   }
+}
+
+void BlockIndex::SetClass(BlockId id, EvictionClass eviction_class) {
+  if (const auto it = orphans_.find(id); it != orphans_.end()) {
+    it->second.eviction_class = eviction_class;
+  } else {
+    policy_.SetClass(id, eviction_class);
+  }
+}
+
+EvictionClass BlockIndex::ClassOf(BlockId id) const {
+  const auto it = orphans_.find(id);
+  return it == orphans_.end() ? policy_.ClassOf(id)
+                              : static_cast<EvictionClass>(it->second.eviction_class);
 }
 
 void BlockIndex::Remove(BlockId id) {
@@ -264,11 +280,13 @@ void BlockIndex::SetOrphaned(BlockId top, bool orphaned) {
     const BlockId id = stack.back();
     stack.pop_back();
     if (orphaned) {
-      orphans_.insert({id, Orphan{policy_.LastUse(id)}});
+      orphans_.insert({id, Orphan{policy_.LastUse(id), policy_.ClassOf(id)}});
       policy_.Touch(id, 0);
+      policy_.SetClass(id, kEndedClass);
     } else {
       const auto it = orphans_.find(id);
       policy_.Touch(id, it->second.last_use);
+      policy_.SetClass(id, static_cast<EvictionClass>(it->second.eviction_class));
       orphans_.erase(it);
     }
     for (BlockId child = node(id).first_child; child != kNoBlock;

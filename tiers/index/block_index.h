@@ -98,6 +98,11 @@ class BlockIndex {
   // A use of the block. Callers touch leaf to root, so that a root is the most recent of its chain.
   void Touch(BlockId id, UseSequence sequence);
 
+  // The policy's class of the block; of an orphan, which is evicted before all others whatever it
+  // is, the one that it has once it is none any more.
+  void SetClass(BlockId id, EvictionClass eviction_class);
+  EvictionClass ClassOf(BlockId id) const;
+
   // Removes the block, whatever its state; refs to it are dead from now on. Its children become
   // orphans, in time linear in how many blocks become orphans: nothing for a leaf.
   void Remove(BlockId id);
@@ -162,8 +167,10 @@ class BlockIndex {
     bool operator()(const BlockKey& key, BlockId id) const { return index->node(id).key == key; }
   };
 
+  // Given back to the policy when the ancestor returns.
   struct Orphan {
-    UseSequence last_use;  // given back to the policy when the ancestor returns
+    UseSequence last_use : 56;
+    UseSequence eviction_class : 8;
   };
 
   Node& node(BlockId id) { return chunks_[id / kChunkNodes].nodes[id % kChunkNodes]; }

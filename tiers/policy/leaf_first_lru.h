@@ -1,4 +1,5 @@
-// Least recently used, leaves first: exact, in O(log candidates) per change.
+// The lowest class first, in it the least recently used; leaves only: exact, in O(log candidates)
+// per change.
 #ifndef KAVERN_TIERS_POLICY_LEAF_FIRST_LRU_H_
 #define KAVERN_TIERS_POLICY_LEAF_FIRST_LRU_H_
 
@@ -20,21 +21,30 @@ class LeafFirstLru final : public EvictionPolicy {
   void Touch(BlockId id, UseSequence sequence) override;
   void Remove(BlockId id) override;
   void SetCandidate(BlockId id, bool candidate) override;
+  void SetClass(BlockId id, EvictionClass eviction_class) override;
+  EvictionClass ClassOf(BlockId id) const override;
   std::optional<Choice> Victim() const override;
+  // In O(classes that there are x log candidates).
+  std::optional<Choice> Oldest() const override;
   UseSequence LastUse(BlockId id) const override;
   std::uint64_t MemoryBytes() const override;
   std::string_view name() const override { return "lru"; }
 
  private:
+  // A class above a last use of 56 bits.
   struct Candidate {
-    UseSequence last_use;
+    UseSequence rank;
     BlockId id;
     friend auto operator<=>(const Candidate&, const Candidate&) = default;
   };
 
-  // By block id; the highest bit says that the block is in candidates_.
-  std::vector<UseSequence> last_use_;
-  absl::btree_set<Candidate> candidates_;  // oldest first
+  UseSequence& EntryOf(BlockId id);
+  void SetRank(BlockId id, UseSequence rank);
+
+  // Ranks by block id; the highest bit says that the block is in candidates_. So a class takes no
+  // memory of its own. 0: not tracked.
+  std::vector<UseSequence> entries_;
+  absl::btree_set<Candidate> candidates_;  // the next victim first
 };
 
 }  // namespace kavern::tiers

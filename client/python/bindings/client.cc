@@ -205,15 +205,16 @@ void BindResults(nb::module_& module) {
 }
 
 void BindNamespace(nb::module_& module) {
-  nb::class_<NamespaceHandle>(
+  nb::class_<NamespaceHandle> ns(
       module, "Namespace",
       "An open namespace. Thread-safe. Usable over daemon restarts: calls raise UnavailableError "
-      "while the daemon is away. Every deadline is in seconds; None: the client's.")
-      .def_prop_ro("fingerprint",
-                   [](const NamespaceHandle& handle) {
-                     const auto& bytes = handle.ns->fingerprint().bytes;
-                     return nb::bytes(bytes.data(), bytes.size());
-                   })
+      "while the daemon is away. Every deadline is in seconds; None: the client's.");
+  BindConversations(module, ns);
+  ns.def_prop_ro("fingerprint",
+                 [](const NamespaceHandle& handle) {
+                   const auto& bytes = handle.ns->fingerprint().bytes;
+                   return nb::bytes(bytes.data(), bytes.size());
+                 })
       .def_prop_ro("spec", [](const NamespaceHandle& handle) { return handle.ns->spec(); })
       .def(
           "chain",

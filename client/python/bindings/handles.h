@@ -16,6 +16,9 @@ struct NamespaceHandle {
   std::shared_ptr<Namespace> ns;
 };
 
+// Adds what a namespace knows of conversations.
+void BindConversations(nb::module_& module, nb::class_<NamespaceHandle>& ns);
+
 // How many Python objects look at memory of one lease. Outlives the lease while they do.
 using Views = std::shared_ptr<std::atomic<std::int64_t>>;
 

@@ -197,5 +197,52 @@ TEST_F(NamespaceTest, ManyThreadsShareOneClient) {
   EXPECT_GT(daemon_.store().GetCounters().fetch_hit_blocks, 0U);
 }
 
+TEST_F(NamespaceTest, AConversationIsToldAndDescribed) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 4);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  EXPECT_EQ(ns->conversation_limits().priority_max, 100U);
+  EXPECT_EQ(ns->conversation_limits().ttl_max, std::chrono::hours(24));
+  EXPECT_EQ(ns->conversation_limits().ttl_default, std::chrono::hours(1));
+  const auto terms = ns->UpdateConversation({.name = "chat",
+                                             .leaf = keys[3],
+                                             .token_count = 64,
+                                             .priority = 60,
+                                             .ttl = std::chrono::hours(100)});
+  ASSERT_TRUE(terms.ok()) << terms.status();
+  EXPECT_EQ(terms->priority, 60U);
+  EXPECT_EQ(terms->ttl, std::chrono::hours(24));
+  EXPECT_EQ(terms->updates, 1U);
+  const auto info = ns->DescribeConversation("chat");
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->leaf, keys[3]);
+  EXPECT_EQ(info->leaf_tier, Tier::kRam);
+  EXPECT_EQ(info->token_count, 64U);
+  EXPECT_EQ(info->priority, 60U);
+  EXPECT_TRUE(absl::IsNotFound(ns->DescribeConversation("another").status()));
+  EXPECT_TRUE(absl::IsNotFound(
+      ns->UpdateConversation({.name = "c", .leaf = Keys(*ns, 2, 1)[0], .token_count = 16})
+          .status()));
+}
+
+// A restarted daemon knows none, and can be told again.
+TEST_F(NamespaceTest, AConversationIsToldAgainAfterARestart) {
+  const auto client = Connect();
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 1);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  const ConversationUpdate update = {.name = "chat", .leaf = keys[0], .token_count = 16};
+  ASSERT_TRUE(ns->UpdateConversation(update).ok());
+  daemon_.Stop();
+  EXPECT_TRUE(absl::IsUnavailable(ns->UpdateConversation(update).status()));
+  daemon_.Start();
+  EXPECT_TRUE(Eventually([&] { return Store(*ns, keys).ok(); }));
+  EXPECT_TRUE(absl::IsNotFound(ns->DescribeConversation("chat").status()));
+  const auto terms = ns->UpdateConversation(update);
+  ASSERT_TRUE(terms.ok()) << terms.status();
+  EXPECT_EQ(terms->updates, 1U);
+}
+
 }  // namespace
 }  // namespace kavern

@@ -114,6 +114,20 @@ TEST(DaemonConfig, TheExampleFileIsValid) {
   EXPECT_TRUE(config.ok()) << config.status();
 }
 
+TEST(DaemonConfig, LimitsOfConversationsAreReadAndTheirMistakesNameTheField) {
+  const DaemonConfig config = Parsed(
+      "conversations: {priority_max: 80, ttl_max: 10m, count_max: 7, count_per_tenant_max: 3}");
+  EXPECT_EQ(config.conversations.priority_max, 80U);
+  EXPECT_EQ(config.conversations.ttl_max, std::chrono::minutes(10));
+  EXPECT_EQ(config.conversations.count_max, 7U);
+  EXPECT_EQ(config.conversations.count_per_tenant_max, 3U);
+  EXPECT_THAT(MistakeIn("conversations:\n  priority_max: 101\n"),
+              StartsWith("kavern.yaml:2:17: conversations.priority_max: got"));
+  EXPECT_THAT(MistakeIn("conversations: {ttl_max: 0s}"), HasSubstr("conversations.ttl_max: got"));
+  EXPECT_THAT(MistakeIn("conversations: {count_max: 0}"),
+              HasSubstr("conversations.count_max: got"));
+}
+
 TEST(DaemonConfig, AMistakeInAFileNamesItsPlaceAndTheNearestKey) {
   EXPECT_EQ(MistakeIn("ram:\n  capcity: 1GiB\n"),
             "kavern.yaml:2:3: ram.capcity: unknown key; did you mean ram.capacity?");

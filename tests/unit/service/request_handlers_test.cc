@@ -175,11 +175,63 @@ TEST_F(RequestHandlersTest, ANamespaceSurvivesTheRoundTripThroughItsMessage) {
   EXPECT_EQ(back.SerializeAsString(), proto.SerializeAsString());
 }
 
-TEST_F(RequestHandlersTest, WhatThisBuildDoesNotHaveIsUnimplementedByName) {
-  v1::BeginStoreRequest request = StoreRequest(0, 1);
-  request.set_conversation("c");
-  EXPECT_TRUE(absl::IsUnimplemented(Begin(request)));
-  EXPECT_THAT(std::string(Begin(request).message()), HasSubstr("conversation"));
+TEST_F(RequestHandlersTest, AConversationIsToldAndDescribedInItsNamespaceOnly) {
+  node_.Store(*session_, fingerprint_, 0, 3);
+  v1::UpdateConversationRequest request;
+  request.set_fingerprint(fingerprint_);
+  request.set_conversation("chat");
+  request.set_leaf(TestNode::Key(2));
+  request.set_token_count(3 * TestNode::Spec().layout().tokens_per_block());
+  v1::UpdateConversationResponse terms;
+  absl::Status status = node_.handlers().UpdateConversation(*session_, request, &terms);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(terms.priority(), 50U) << "as none was said";
+  EXPECT_EQ(terms.ttl_ms(), 3'600'000U);
+  // 0 is a priority, and not none; a TTL without end is lowered.
+  request.set_priority(0);
+  request.set_ttl_ms(UINT64_MAX);
+  status = node_.handlers().UpdateConversation(*session_, request, &terms);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(terms.priority(), 0U);
+  EXPECT_EQ(terms.ttl_ms(), 86'400'000U);
+  EXPECT_EQ(terms.updates(), 2U);
+
+  v1::DescribeConversationRequest describe;
+  describe.set_fingerprint(fingerprint_);
+  describe.set_conversation("chat");
+  v1::DescribeConversationResponse facts;
+  status = node_.handlers().DescribeConversation(*session_, describe, &facts);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(facts.leaf(), TestNode::Key(2));
+  EXPECT_EQ(facts.token_count(), request.token_count());
+  EXPECT_EQ(facts.leaf_tier(), v1::TIER_RAM);
+  EXPECT_LE(facts.ttl_ms(), 86'400'000U);
+  describe.set_fingerprint(node_.Open(*session_, "another"));
+  EXPECT_TRUE(absl::IsNotFound(node_.handlers().DescribeConversation(*session_, describe, &facts)));
+}
+
+TEST_F(RequestHandlersTest, ABadConversationNamesTheField) {
+  node_.Store(*session_, fingerprint_, 0, 1);
+  v1::UpdateConversationRequest good;
+  good.set_fingerprint(fingerprint_);
+  good.set_conversation("chat");
+  good.set_leaf(TestNode::Key(0));
+  good.set_token_count(TestNode::Spec().layout().tokens_per_block());
+  const auto wrong = [&](const std::function<void(v1::UpdateConversationRequest&)>& change) {
+    v1::UpdateConversationRequest request = good;
+    change(request);
+    v1::UpdateConversationResponse terms;
+    const absl::Status status = node_.handlers().UpdateConversation(*session_, request, &terms);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(wrong([](auto& request) { request.set_leaf("short"); }), HasSubstr("leaf"));
+  EXPECT_THAT(wrong([](auto& request) { request.set_conversation(""); }),
+              HasSubstr("conversation"));
+  EXPECT_THAT(wrong([](auto& request) { request.set_conversation(std::string(257, 'c')); }),
+              HasSubstr("conversation"));
+  EXPECT_THAT(wrong([](auto& request) { request.set_priority(101); }), HasSubstr("priority"));
+  EXPECT_THAT(wrong([](auto& request) { request.set_token_count(0); }), HasSubstr("token_count"));
 }
 
 TEST_F(RequestHandlersTest, DurabilityWithoutDisksIsRefusedByName) {

@@ -34,7 +34,12 @@ class WatchedLru final : public EvictionPolicy {
     candidate ? (void)candidates.insert(id) : (void)candidates.erase(id);
     lru_.SetCandidate(id, candidate);
   }
+  void SetClass(BlockId id, EvictionClass eviction_class) override {
+    lru_.SetClass(id, eviction_class);
+  }
+  EvictionClass ClassOf(BlockId id) const override { return lru_.ClassOf(id); }
   std::optional<Choice> Victim() const override { return lru_.Victim(); }
+  std::optional<Choice> Oldest() const override { return lru_.Oldest(); }
   UseSequence LastUse(BlockId id) const override { return lru_.LastUse(id); }
   std::uint64_t MemoryBytes() const override { return lru_.MemoryBytes(); }
   std::string_view name() const override { return "watched"; }
