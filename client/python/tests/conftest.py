@@ -7,11 +7,11 @@ from daemon import Daemon
 
 @pytest.fixture
 def make_daemon(tmp_path):
-    """Starts a daemon; `ram` is its capacity."""
+    """Starts a daemon; `ram` is its capacity, `more` more lines of its configuration."""
     daemons = []
 
-    def make(ram: str) -> Daemon:
-        daemons.append(Daemon(tmp_path, ram))
+    def make(ram: str, more: str = "") -> Daemon:
+        daemons.append(Daemon(tmp_path, ram, more=more))
         daemons[-1].start()
         return daemons[-1]
 

@@ -1,5 +1,6 @@
 """kavernd for tests: KAVERN_BIN is the directory of kavernd and kavern."""
 
+import json
 import os
 import pathlib
 import signal
@@ -7,12 +8,13 @@ import subprocess
 
 
 class Daemon:
-    """One kavernd in a directory of its own. ram, region: sizes as in its YAML."""
+    """One kavernd in a directory of its own. ram, region: sizes as in its YAML; more: more lines of it."""
 
-    def __init__(self, directory: pathlib.Path, ram: str, region: str = "2MiB"):
+    def __init__(self, directory: pathlib.Path, ram: str, region: str = "2MiB", more: str = ""):
         self.directory = directory
         self.ram = ram
         self.region = region
+        self.more = more
         self.bin = pathlib.Path(os.environ["KAVERN_BIN"])
         self.address = f"unix://{directory}/kavern.sock"
         self.process = None
@@ -22,7 +24,7 @@ class Daemon:
         config.write_text(
             f"listen: {{socket: {self.directory}/kavern.sock}}\n"
             'http: {address: ""}\n'
-            f"ram: {{capacity: {self.ram}, region: {self.region}, reserve: 0}}\n"
+            f"ram: {{capacity: {self.ram}, region: {self.region}, reserve: 0}}\n" + self.more
         )
         with open(self.directory / "kavernd.log", "a") as log:
             self.process = subprocess.Popen([self.bin / "kavernd", "--config", config], stderr=log)
@@ -31,6 +33,9 @@ class Daemon:
     def kavern(self, *arguments: str) -> str:
         command = [self.bin / "kavern", "--address", self.address, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def status(self) -> dict:
+        return json.loads(self.kavern("status", "--json"))
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

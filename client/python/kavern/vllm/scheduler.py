@@ -10,6 +10,7 @@ from typing import Any
 
 import kavern
 from kavern.vllm import identity as identities
+from kavern.vllm.conversations import Teller, wish_of
 from kavern.vllm.events import KvEvents
 from kavern.vllm.link import Link
 from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
@@ -33,10 +34,6 @@ def _kv_events(vllm_config, kv_cache_config, block_tokens: int) -> KvEvents | No
 
     _, hash_tokens = resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
     return KvEvents(block_tokens, hash_tokens)
-
-
-def _names_conversation(request) -> bool:
-    return any(name.startswith("kavern.") for name in request.kv_transfer_params or ())
 
 
 @dataclass
@@ -72,7 +69,7 @@ class SchedulerSide:
         self._loads: list[Load] = []
         # By number and path: what the adapter's folder looked like when the engine was first asked for it, and its key.
         self._adapters: dict[tuple[int, str], tuple[tuple, bytes]] = {}
-        self._told_of_conversations = False
+        self._teller = Teller(settings.load_timeout_s)
         self._events = _kv_events(vllm_config, kv_cache_config, self._block_tokens)
         self.stats = Stats()
 
@@ -102,6 +99,7 @@ class SchedulerSide:
             self._events.forget()
 
     def close(self) -> None:
+        self._teller.close()
         self._link.close()
 
     # ---- Matching ----
@@ -170,6 +168,8 @@ class SchedulerSide:
     # ---- Every step ----
 
     def plan(self, output) -> StepPlan:
+        for outcome in self._teller.take_outcomes():
+            self.stats.add(outcome)
         plan = StepPlan(epoch=self._epoch, idle=not output.num_scheduled_tokens, loads=self._loads)
         self._loads = []
         block_state = output.kv_connector_block_state
@@ -246,9 +246,31 @@ class SchedulerSide:
         told = {"hit_tokens": hit_tokens, "engine_tokens": state.local_tokens}
         if state.miss:
             told["miss"] = state.miss
-        if _names_conversation(request):
-            told["conversation"] = "not kept: the daemon does not keep conversations yet"
+        conversation = self._tell_conversation(state)
+        if conversation is not None:
+            told["conversation"] = conversation
         return {"kavern": told}
+
+    def _tell_conversation(self, state: _Conversation) -> dict[str, Any] | None:
+        """What the answer says of the conversation that the request names, which the daemon is told of meanwhile."""
+        try:
+            wish = wish_of(state.request.kv_transfer_params, state.request.cache_salt)
+        except ValueError as error:
+            return {"state": "not kept", "why": str(error)}
+        if wish is None:
+            return None
+        if not (self._link.breaker.closed and self._link.attached):
+            return {"state": "not kept", "why": "the daemon is away"}
+        if state.chain is None:
+            return {"state": "not kept", "why": state.why_not or "nothing of it was stored"}
+        blocks = len(state.chain) if state.offered is None else state.offered
+        if blocks == 0:
+            return {"state": "not kept", "why": "it is shorter than a block"}
+        namespace = self._namespace()
+        if not self._teller.tell(namespace, wish, state.chain.keys_between(0, blocks)):
+            return {"state": "not kept", "why": "the daemon is slow: too many wait to be told"}
+        priority, ttl_s = wish.within(namespace.conversation_limits)
+        return {"state": "being kept", "tokens": blocks * self._block_tokens, "priority": priority, "ttl_s": ttl_s}
 
     def take_events(self) -> list:
         if self._events is None:
@@ -264,11 +286,6 @@ class SchedulerSide:
         state = self._conversations.get(request.request_id)
         if state is None:
             state = self._conversations[request.request_id] = _Conversation(request)
-            if _names_conversation(request) and not self._told_of_conversations:
-                self._told_of_conversations = True
-                logger.warning(
-                    "Kavern: the daemon does not keep conversations yet: kv_transfer_params of requests have no effect"
-                )
             if request.prompt_embeds is not None:
                 state.why_not = "prompt embeddings are not cached"
             elif request.resumable:
