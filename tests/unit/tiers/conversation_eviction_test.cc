@@ -14,6 +14,7 @@ namespace {
 
 using std::chrono::hours;
 using std::chrono::seconds;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // One region: 16 blocks, of 16 tokens each. Chains are "first key, blocks".
@@ -209,27 +210,51 @@ TEST_F(ConversationEvictionTest, AnOrphanThatIsLinkedAgainHasItsPriority) {
 }
 
 // Memory moves between namespaces by last use alone: a priority neither keeps it nor takes it.
-TEST_F(ConversationEvictionTest, PrioritiesCostOtherTenantsNothing) {
-  // Two tenants with a region each, one's blocks older than the other's. The one with the newer
-  // ones wants more: the other gives up its region, of whatever priority its blocks are.
-  std::vector<std::pair<std::uint32_t, std::uint64_t>> outcomes;
-  for (const std::uint32_t priority : {0U, 50U, 100U}) {
+TEST_F(ConversationEvictionTest, APriorityKeepsNoMemoryFromOthers) {
+  // One tenant's oldest blocks are the oldest of all, the others its newest; a second tenant's are
+  // in between, and it wants more. If the oldest were not looked at for their priority, it would
+  // get nothing.
+  std::vector<std::uint64_t> rebalanced;
+  for (const std::uint32_t priority : {50U, 0U, 100U}) {
     StartSmall(2);
-    StoreChain(0, 16);
-    ASSERT_TRUE(Tell("c", 15, priority).ok());
+    StoreChain(0, 8);
+    ASSERT_TRUE(Tell("old", 7, priority).ok());
     NamespaceRef other = Open(SpecOf("m"), "other");
-    for (std::uint64_t round = 0; round < 4; ++round) {
-      Store(other, Root(other), KeysOf(1000 + 16 * round, 16));
-      store_->Quiesce();
-      clock_.Advance(seconds(2));
-      store_->Housekeep();
-      store_->Quiesce();
-    }
-    outcomes.emplace_back(Left(0, 16), store_->GetCounters().regions_rebalanced);
+    Store(other, Root(other), KeysOf(1000, 16));
+    StoreChain(100, 8);
+    // In two halves: what asks for memory then has newer blocks than all of the first tenant's.
+    Store(other, Root(other), KeysOf(2000, 8));
+    Store(other, Root(other), KeysOf(3000, 8));
+    store_->Quiesce();
+    rebalanced.push_back(store_->GetCounters().regions_rebalanced);
     other = NamespaceRef();
     TearDown();
   }
-  EXPECT_GT(outcomes[0].second, 0U) << "memory moved";
+  EXPECT_THAT(rebalanced, ElementsAre(1U, 1U, 1U));
+}
+
+TEST_F(ConversationEvictionTest, APriorityCostsItsNamespaceNoMoreThanItsOldestBlocks) {
+  // A tenant with two regions, four of its blocks old; another one with the third region wants
+  // more, again and again. It gets the region that the old ones are worth, and no second one: that
+  // would be so if they stayed for their priority, and went on being the oldest of all.
+  std::vector<std::vector<std::uint64_t>> outcomes;
+  for (const std::uint32_t priority : {50U, 0U, 100U}) {
+    StartSmall(3);
+    StoreChain(0, 4);
+    ASSERT_TRUE(Tell("old", 3, priority).ok());
+    NamespaceRef other = Open(SpecOf("m"), "other");
+    Store(other, Root(other), KeysOf(1000, 16));
+    StoreChain(100, 28);
+    for (std::uint64_t round = 2; round < 8; ++round) {
+      Store(other, Root(other), KeysOf(1000 * round, 16));
+      Fetch(ns_, KeysOf(100, 28));
+      store_->Quiesce();
+    }
+    outcomes.push_back({Left(0, 4), Left(100, 28), store_->GetCounters().regions_rebalanced});
+    other = NamespaceRef();
+    TearDown();
+  }
+  EXPECT_THAT(outcomes[0], ElementsAre(0U, 16U, 1U));
   EXPECT_EQ(outcomes[1], outcomes[0]);
   EXPECT_EQ(outcomes[2], outcomes[0]);
 }
