@@ -10,17 +10,17 @@ namespace kavern::tiers {
 absl::StatusOr<ConversationTerms> ClampTerms(const ConversationOptions& options,
                                              std::optional<std::uint32_t> priority,
                                              std::chrono::milliseconds ttl) {
-  if (priority.value_or(0) > kPriorityMax) {
+  const std::uint32_t asked_for = priority.value_or(kPriorityDefault);
+  if (asked_for > kPriorityMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat("priority: got ", *priority, ", expected 0 to ", int{kPriorityMax}));
+        absl::StrCat("priority: got ", asked_for, ", expected 0 to ", int{kPriorityMax}));
   }
   if (ttl.count() < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("ttl_ms: got ", ttl.count(), ", expected 0 (the default) or more"));
   }
   ConversationTerms terms;
-  terms.priority = std::min(static_cast<std::uint8_t>(priority.value_or(kPriorityDefault)),
-                            options.priority_max);
+  terms.priority = std::min(static_cast<std::uint8_t>(asked_for), options.priority_max);
   terms.ttl = std::min(ttl.count() == 0 ? options.ttl_default : ttl, options.ttl_max);
   return terms;
 }

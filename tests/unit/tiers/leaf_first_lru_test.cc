@@ -71,7 +71,7 @@ TEST(LeafFirstLru, AClassComesBeforeUseAndTheOldestIsFoundNevertheless) {
   // Block 1 is the oldest, block 3 of the lowest class.
   LeafFirstLru lru;
   for (const BlockId id : {1, 2, 3}) {
-    lru.Touch(id, id * 10);
+    lru.Touch(id, UseSequence{id} * 10);
     lru.SetCandidate(id, true);
   }
   lru.SetClass(1, ClassOfPriority(60));
