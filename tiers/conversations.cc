@@ -209,9 +209,9 @@ std::uint64_t ConversationTable::CountIn(const NamespaceFingerprint& ns) const {
 }
 
 std::uint64_t ConversationTable::MemoryBytes() const {
-  // A name beside its record, in the table of names, and the place by end; half empty at worst.
+  // The longest name twice, the tables' places and what the allocator adds.
   constexpr std::uint64_t kPerConversation =
-      sizeof(Conversation) + 2 * (sizeof(std::string) + kConversationNameBytesMax) + 96;
+      sizeof(Conversation) + 2 * (sizeof(std::string) + kConversationNameBytesMax) + 192;
   return count_ * kPerConversation;
 }
 
