@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # The only files of the product that know gRPC: sanitizers and fuzzers reach everything else.
 GRPC_FILES = (
-    "service/grpc_server", "service/daemon",
+    "service/grpc_calls", "service/grpc_server", "service/daemon",
     "client/admin_client", "client/client_factory", "client/grpc_control_plane",
 )
 
