@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <future>
+#include <iterator>
 #include <utility>
 
 #include "base/unique_fd.h"
@@ -150,6 +151,19 @@ void FaultDevice::Submit(DiskIo io) {
   }
 }
 
+void FaultDevice::Cancel(std::uint64_t token) {
+  std::vector<DiskIo> ended;
+  {
+    MutexLock lock(mu_);
+    const auto first = std::stable_partition(stalled_.begin(), stalled_.end(),
+                                             [&](const DiskIo& io) { return io.token != token; });
+    std::move(first, stalled_.end(), std::back_inserter(ended));
+    stalled_.erase(first, stalled_.end());
+  }
+  for (DiskIo& io : ended) End(std::move(io), absl::CancelledError("cancelled"));
+  base_->Cancel(token);
+}
+
 void FaultDevice::Release() {
   std::vector<DiskIo> held;
   {
@@ -162,6 +176,9 @@ void FaultDevice::Release() {
 
 void FaultDevice::Read(DiskIo io) {
   const std::uint64_t bytes = io.Bytes();
+  const IoPriority priority = io.priority;
+  const SteadyTime deadline = io.deadline;
+  const std::uint64_t token = io.token;
   std::uint64_t from = io.offset;
   bool short_read = false;
   bool stale = false;
@@ -215,6 +232,9 @@ void FaultDevice::Read(DiskIo io) {
   DiskIo real;
   real.op = DiskIo::Op::kRead;
   real.offset = from;
+  real.priority = priority;
+  real.deadline = deadline;
+  real.token = token;
   if (!memory.empty()) real.pieces = {memory};
   real.done = std::move(done);
   base_->Submit(std::move(real));

@@ -59,6 +59,11 @@ class FaultDevice final : public BlockDevice {
   ~FaultDevice() override;  // releases what stalls; without LosePower() the cache is written
 
   void Submit(DiskIo io) override;
+  // What stalls here ends as Cancelled too.
+  void Cancel(std::uint64_t token) override;
+  void RegisterMemory(std::span<std::byte> memory) override { base_->RegisterMemory(memory); }
+  void UnregisterMemory(std::span<std::byte> memory) override { base_->UnregisterMemory(memory); }
+  BlockDeviceFacts facts() const override { return base_->facts(); }
   std::uint64_t size_bytes() const override { return base_->size_bytes(); }
   std::string_view method() const override { return base_->method(); }
 

@@ -23,6 +23,7 @@
 
 #include "base/mutex.h"
 #include "gmock/gmock.h"
+#include "tests/fakes/fault_device.h"
 #include "tests/fakes/temp_directory.h"
 #include "tests/unit/tiers/store_fixture.h"
 #include "tiers/nvme/disk_store.h"
@@ -284,6 +285,35 @@ TEST_P(BlockDeviceTest, WhatIsQueuedPastItsDeadlineIsNeverBegun) {
   ASSERT_TRUE(RunIo(*device, Read(0, {in.all()})).ok());
   EXPECT_EQ(in.page(0)[9], std::byte{0});
   EXPECT_TRUE(Holds(in.page(1), 3));
+}
+
+// The device of the fault tests, on this one.
+TEST_P(BlockDeviceTest, WhatIsReadThroughAFaultDeviceCanBeCancelledThereAndBeneath) {
+  options_.depth = 1;
+  FaultCounts counts;
+  FaultDevice device(Open(), 1, /*cache=*/false, counts);
+  const DiskPages in(2);
+  Hold(device);
+  Outcome beneath;
+  DiskIo io = Read(0, {in.page(0)});
+  io.token = 5;
+  io.done = beneath.Done();
+  device.Submit(std::move(io));
+  device.Cancel(5);
+  Release();
+  EXPECT_TRUE(absl::IsCancelled(beneath.Get()));
+  EXPECT_EQ(device.facts().cancelled, 1U);
+  Outcome stalled;
+  device.SetRate(DiskFault::kStall, 1);
+  io = Read(0, {in.page(1)});
+  io.token = 6;
+  io.done = stalled.Done();
+  device.Submit(std::move(io));
+  device.Cancel(5);
+  EXPECT_EQ(device.stalled(), 1U);
+  device.Cancel(6);
+  EXPECT_TRUE(absl::IsCancelled(stalled.Get()));
+  EXPECT_EQ(device.stalled(), 0U);
 }
 
 TEST_P(BlockDeviceTest, WhatIsQueuedCanBeCancelled) {
