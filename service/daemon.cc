@@ -284,6 +284,14 @@ class DaemonImpl final : public Daemon {
     if (!disk.failure.empty()) {
       degraded.push_back(absl::StrCat("nvme: out of use: ", disk.failure));
     }
+    if (!disk.catalog_failure.empty()) {
+      degraded.push_back(absl::StrCat("nvme.catalog: nothing new is kept on disk until the next ",
+                                      "start: ", disk.catalog_failure));
+    }
+    if (disk.unreadable_segments > 0) {
+      degraded.push_back(absl::StrCat("nvme segments: ", disk.unreadable_segments,
+                                      " cannot be read, their blocks are misses"));
+    }
     if (disk.configured && config_.nvme.io == "auto" && disk.method != "io_uring") {
       degraded.push_back(
           "nvme.io: the kernel refuses io_uring, threads take over; see kavern doctor");

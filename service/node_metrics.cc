@@ -130,6 +130,12 @@ void AddDisk(const tiers::DiskStatus& disk, std::vector<MetricFamily>& families)
       Gauge("kavern_nvme_index_bytes", "Memory of the disk's index.", disk.index_bytes));
   families.push_back(
       Gauge("kavern_nvme_catalog_bytes", "Memory of the catalog.", disk.catalog_bytes));
+  families.push_back(Gauge("kavern_nvme_catalog_healthy",
+                           "0: a write to the catalog failed; nothing new is kept on disk.",
+                           disk.catalog_failure.empty() ? 1 : 0));
+  families.push_back(Gauge("kavern_nvme_unreadable_segments",
+                           "Segments whose header could not be read at the start.",
+                           disk.unreadable_segments));
   families.push_back(Gauge("kavern_nvme_recovering",
                            "1 while what is on disk is still being read after the start.",
                            disk.recovering ? 1 : 0));

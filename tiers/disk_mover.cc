@@ -22,6 +22,10 @@ constexpr char kBudgetTime[] = "write_budget_time";  // seconds since the epoch
 
 void TieredStore::RecoverDisk() {
   const SteadyTime began = options_.clock->Now();
+  // Those that were out when the store was opened.
+  for (std::uint32_t device = 0; device < disk_store_->segment_counts().size(); ++device) {
+    if (!disk_store_->device_healthy(device)) OnDiskFailed(device);
+  }
   auto recovered = disk_store_->Recover(*disk_index_, [this](const std::function<void()>& work) {
     MutexLock lock(mu_);
     work();
@@ -210,6 +214,8 @@ DiskStatus TieredStore::DiskStatusLocked() const {
   status.catalog_bytes = disk_store_->catalog_memory_bytes();
   status.queued_promotions = queued_promotions_;
   status.promoting_bytes = promoting_bytes_;
+  status.unreadable_segments = recovery_.unreadable_segments;
+  status.catalog_failure = disk_store_->catalog_failure();
   status.io = disk_store_->counters();
   status.devices = disk_store_->device_facts();
   return status;

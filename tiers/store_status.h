@@ -71,10 +71,12 @@ struct StoreCounters {
 struct DiskStatus {
   bool configured = false;
   bool recovering = false;  // what is on disk is still being read: nothing is written yet
-  std::string recovered_from_headers;  // why the catalog was of no use; empty: it was
-  std::string failure;                 // why the tier is out of use; empty: it is not
-  std::string method;                  // "io_uring" or "threads"
-  std::uint64_t queue_depth = 0;       // of a device
+  std::string recovered_from_headers;     // why the catalog was of no use; empty: it was
+  std::string failure;                    // why the tier is out of use; empty: it is not
+  std::string catalog_failure;            // why nothing new comes to be on disk; empty: it does
+  std::uint64_t unreadable_segments = 0;  // set aside until the next start
+  std::string method;                     // "io_uring" or "threads"
+  std::uint64_t queue_depth = 0;          // of a device
   std::uint64_t capacity_bytes = 0;
   std::uint64_t used_bytes = 0;
   std::uint64_t blocks = 0;

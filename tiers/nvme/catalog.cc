@@ -261,8 +261,16 @@ absl::Status Catalog::PutNumber(std::string_view name, std::uint64_t value) {
 }
 
 absl::Status Catalog::Wrote(absl::Status status) {
-  if (!status.ok()) failed_ = true;
+  if (status.ok()) return status;
+  failed_ = true;
+  MutexLock lock(mu_);
+  if (failure_.empty()) failure_ = std::string(status.message());
   return status;
+}
+
+std::string Catalog::failure() const {
+  MutexLock lock(mu_);
+  return failure_;
 }
 
 std::uint64_t Catalog::MemoryBytes() const {

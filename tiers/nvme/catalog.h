@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/mutex.h"
 #include "tiers/nvme/disk_format.h"
 
 namespace rocksdb {
@@ -65,11 +66,15 @@ class Catalog {
 
   // Put when all that is on disk is in the catalog. A restart takes one without it for damaged.
   static constexpr std::string_view kCompleteNumber = "sequence";
+  // Devices that are out of use, or were, may lack purges up to this sequence.
+  static constexpr std::string_view kLonePurgesNumber = "lone_purges";
   // A number that the store keeps beside its slots, durable when Put returns; nullopt: there is
   // none of this name.
   absl::StatusOr<std::optional<std::uint64_t>> GetNumber(std::string_view name) const;
   absl::Status PutNumber(std::string_view name, std::uint64_t value);
 
+  // Why a write failed, since when all do; empty: none has.
+  std::string failure() const;
   std::uint64_t MemoryBytes() const;
 
  private:
@@ -84,6 +89,8 @@ class Catalog {
   // A write has failed. RocksDB takes no more then, and Debian's ends the process where it is asked
   // for a sync.
   std::atomic<bool> failed_ = false;
+  mutable Mutex mu_;
+  std::string failure_ KAVERN_GUARDED_BY(mu_);
 };
 
 }  // namespace kavern::tiers

@@ -125,7 +125,8 @@ absl::Status DiskStore::WritePurges() {
     }
     if (!some) return absl::UnavailableError("every device is out of use");
   }
-  return absl::OkStatus();
+  // A start that finds only devices that are out now must know that it does not know.
+  return devices_.all_healthy() ? absl::OkStatus() : NoteLonePurges(purged_.last_sequence());
 }
 
 std::vector<absl::Status> DiskStore::FlushDevices() {

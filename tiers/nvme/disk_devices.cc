@@ -1,5 +1,6 @@
 #include "tiers/nvme/disk_devices.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,19 @@ bool IsFailure(const absl::Status& status) {
 
 }  // namespace
 
+bool IsDeviceFailure(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+    case absl::StatusCode::kFailedPrecondition:  // somebody else's, another store's, in use
+    case absl::StatusCode::kInvalidArgument:     // sizes
+    case absl::StatusCode::kPermissionDenied:    // the daemon's user may not
+    case absl::StatusCode::kResourceExhausted:   // no room for the capacity, no memory
+      return false;
+    default:
+      return true;
+  }
+}
+
 std::function<void(absl::Status)> Together::Another() {
   MutexLock lock(mu_);
   while (left_ >= kTogetherMax) changed_.Wait(mu_);
@@ -45,6 +59,18 @@ absl::Status Together::Wait() {
 
 void DiskDevices::Add(std::string path, std::unique_ptr<BlockDevice> device) {
   devices_.push_back({std::move(path), std::move(device), 0, false, ""});
+}
+
+void DiskDevices::AddFailed(std::string path, const absl::Status& why) {
+  devices_.push_back({std::move(path), nullptr, 0, true, std::string(why.message())});
+}
+
+void DiskDevices::TakeOut(std::uint32_t device, const absl::Status& why) {
+  MutexLock lock(mu_);
+  Device& one = devices_[device];
+  if (one.out) return;
+  one.out = true;
+  one.last_error = std::string(why.message());
 }
 
 void DiskDevices::Submit(std::uint32_t device, DiskIo io) {
@@ -110,15 +136,21 @@ std::vector<absl::Status> DiskDevices::Flush() {
 }
 
 void DiskDevices::Cancel(std::uint64_t token) {
-  for (const Device& device : devices_) device.device->Cancel(token);
+  for (const Device& device : devices_) {
+    if (device.device != nullptr) device.device->Cancel(token);
+  }
 }
 
 void DiskDevices::RegisterMemory(std::span<std::byte> memory) {
-  for (const Device& device : devices_) device.device->RegisterMemory(memory);
+  for (const Device& device : devices_) {
+    if (device.device != nullptr) device.device->RegisterMemory(memory);
+  }
 }
 
 void DiskDevices::UnregisterMemory(std::span<std::byte> memory) {
-  for (const Device& device : devices_) device.device->UnregisterMemory(memory);
+  for (const Device& device : devices_) {
+    if (device.device != nullptr) device.device->UnregisterMemory(memory);
+  }
 }
 
 bool DiskDevices::healthy(std::uint32_t device) const {
@@ -126,13 +158,33 @@ bool DiskDevices::healthy(std::uint32_t device) const {
   return !devices_[device].out;
 }
 
+bool DiskDevices::all_healthy() const {
+  MutexLock lock(mu_);
+  return std::none_of(devices_.begin(), devices_.end(), [](const Device& one) { return one.out; });
+}
+
+bool DiskDevices::all_out() const {
+  MutexLock lock(mu_);
+  return std::all_of(devices_.begin(), devices_.end(), [](const Device& one) { return one.out; });
+}
+
+std::string DiskDevices::first_failure() const {
+  MutexLock lock(mu_);
+  for (const Device& one : devices_) {
+    if (one.out) return absl::StrCat(one.path, " is out of use (", one.last_error, ")");
+  }
+  return "";
+}
+
 std::vector<DeviceFacts> DiskDevices::facts() const {
   std::vector<DeviceFacts> facts;
   for (const Device& device : devices_) {
     DeviceFacts one;
     one.path = device.path;
-    one.method = std::string(device.device->method());
-    one.io = device.device->facts();
+    if (device.device != nullptr) {
+      one.method = std::string(device.device->method());
+      one.io = device.device->facts();
+    }
     MutexLock lock(mu_);
     one.healthy = !device.out;
     one.last_error = device.last_error;

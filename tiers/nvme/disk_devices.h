@@ -1,7 +1,8 @@
 // The devices of one store, and which of them have failed.
 //
 // A device is out after a write or a flush that failed, because nobody knows what is on it then, or
-// after kFailedReadsMax reads in a row: it is not touched again, and the others go on.
+// after kFailedReadsMax reads in a row: it is not touched again, and the others go on. So is one
+// that fails when the store is opened.
 #ifndef KAVERN_TIERS_NVME_DISK_DEVICES_H_
 #define KAVERN_TIERS_NVME_DISK_DEVICES_H_
 
@@ -23,11 +24,15 @@ inline constexpr int kFailedReadsMax = 8;
 
 struct DeviceFacts {
   std::string path;
-  std::string method;
+  std::string method;  // empty: it could not be opened
   bool healthy = true;
   std::string last_error;  // empty: there was none
   BlockDeviceFacts io;
 };
+
+// Whether the error is of the device, and not of the request or of the configuration: a person sets
+// the latter right, and the store refuses to open.
+bool IsDeviceFailure(const absl::Status& status);
 
 // Several operations, and one wait for all.
 class Together {
@@ -48,6 +53,10 @@ class Together {
 class DiskDevices {
  public:
   void Add(std::string path, std::unique_ptr<BlockDevice> device);
+  // One that cannot be opened: it is out from the beginning.
+  void AddFailed(std::string path, const absl::Status& why);
+  // As after a failure, but SetOnFailed()'s is not called. A device that is out keeps its reason.
+  void TakeOut(std::uint32_t device, const absl::Status& why);
   // Called once for each device that fails, in a thread of that device, before the I/O that showed
   // it ends. Must not wait for I/O.
   void SetOnFailed(std::function<void(std::uint32_t)> on_failed) {
@@ -66,13 +75,17 @@ class DiskDevices {
 
   std::uint32_t size() const { return static_cast<std::uint32_t>(devices_.size()); }
   bool healthy(std::uint32_t device) const;
+  bool all_healthy() const;
+  bool all_out() const;
+  // The path of the first that is out and why it is; empty: none is.
+  std::string first_failure() const;
   std::vector<DeviceFacts> facts() const;
 
  private:
   struct Device {
     std::string path;
-    std::unique_ptr<BlockDevice> device;
-    int failed_reads = 0;  // in a row
+    std::unique_ptr<BlockDevice> device;  // nullptr: it could not be opened
+    int failed_reads = 0;                 // in a row
     bool out = false;
     std::string last_error;
   };

@@ -353,6 +353,16 @@ bool DiskIndex::AdoptSegment(const NewSegment& segment) {
   return true;
 }
 
+bool DiskIndex::SetAside(SegmentId id) {
+  std::vector<std::uint32_t>& free = free_[id.device];
+  const auto found = std::lower_bound(free.begin(), free.end(), id.segment, std::greater<>());
+  if (found == free.end() || *found != id.segment) return false;
+  free.erase(found);
+  --free_segments_;
+  --segment_total_;
+  return true;
+}
+
 bool DiskIndex::AdoptPart(const DiskPlace& place, const DiskPart& part) {
   const auto segment = adopted_.find(place.segment);
   if (segment == adopted_.end() || segment->second.epoch != place.epoch ||

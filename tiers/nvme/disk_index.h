@@ -129,6 +129,9 @@ class DiskIndex {
   // ---- Recovery ----
   // A segment in use before the restart. False: it cannot be.
   bool AdoptSegment(const NewSegment& segment);
+  // A segment whose header cannot be read: nobody knows what is in it, so it is neither read nor
+  // written. False: it is in use, or its device is out.
+  bool SetAside(SegmentId id);
   // A part found on disk. Of several writes of one block the last one that is whole counts.
   // False: there is a later one, or it does not fit what is known.
   bool AdoptPart(const DiskPlace& place, const DiskPart& part);

@@ -15,6 +15,8 @@ namespace {
 // A daemon's parts have greater sequences than any that an earlier one can have written, also where
 // the catalog does not know of them: a purge must void those too.
 constexpr std::uint64_t kSequencesPerStart = std::uint64_t{1} << 40;
+// How often the header of a segment is read before its segment is set aside.
+constexpr int kSegmentTries = 4;
 // Parts told to the index at a time, with its lock held.
 constexpr std::size_t kAdoptAtATime = 1024;
 
@@ -24,18 +26,33 @@ std::uint64_t SegmentKey(SegmentId id) {
 
 }  // namespace
 
-std::vector<DiskIndex::NewSegment> DiskStore::ReadSegments(std::uint32_t device) {
+std::vector<DiskIndex::NewSegment> DiskStore::ReadSegments(std::uint32_t device,
+                                                           std::vector<SegmentId>* unreadable) {
   const std::uint32_t count = segment_counts()[device];
   const DiskPages pages(count);
+  std::vector<absl::Status> ends(count);
   Together reads;
   for (std::uint32_t segment = 0; segment < count; ++segment) {
-    devices_.Submit(device, {.op = DiskIo::Op::kRead,
-                             .offset = disk::SegmentOffset(options_.segment_bytes, segment),
-                             .pieces = {pages.page(segment)},
-                             .done = reads.Another()});
+    devices_.Submit(
+        device, {.op = DiskIo::Op::kRead,
+                 .offset = disk::SegmentOffset(options_.segment_bytes, segment),
+                 .pieces = {pages.page(segment)},
+                 .done = [end = &ends[segment], one = reads.Another()](const absl::Status& status) {
+                   *end = status;
+                   one(status);
+                 }});
   }
-  // A page that cannot be read stays zero, and its segment is free.
   reads.Wait().IgnoreError();
+  for (std::uint32_t segment = 0; segment < count; ++segment) {
+    if (ends[segment].ok()) continue;
+    if (ReadAgain(device, disk::SegmentOffset(options_.segment_bytes, segment),
+                  pages.page(segment))) {
+      continue;
+    }
+    const auto page = pages.page(segment);
+    std::fill(page.begin(), page.end(), std::byte{0});
+    unreadable->push_back({device, segment});
+  }
   std::vector<DiskIndex::NewSegment> found;
   for (std::uint32_t segment = 0; segment < count; ++segment) {
     const auto header = disk::ParseSegment(pages.page(segment));
@@ -47,15 +64,32 @@ std::vector<DiskIndex::NewSegment> DiskStore::ReadSegments(std::uint32_t device)
   return found;
 }
 
+bool DiskStore::ReadAgain(std::uint32_t device, std::uint64_t offset, std::span<std::byte> page) {
+  const DiskPages probe(1);
+  for (int tries = 1; tries < kSegmentTries; ++tries) {
+    // A page that can be read in between tells a bad page from a device that answers nothing, which
+    // is out after kFailedReadsMax in a row.
+    Run(device, DiskIo::Op::kRead, 0, probe.all()).IgnoreError();
+    if (Run(device, DiskIo::Op::kRead, offset, page).ok()) return true;
+  }
+  return false;
+}
+
 absl::StatusOr<DiskStore::Recovery> DiskStore::Recover(
     DiskIndex& index, const std::function<void(const std::function<void()>&)>& locked) {
+  if (!open_failure_.ok()) return open_failure_;
+  if (devices_.all_out()) return EveryDeviceFailed();
   Recovery recovery;
   std::vector<DiskIndex::NewSegment> found;
+  std::vector<SegmentId> unreadable;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
-    const auto some = ReadSegments(device);
+    const auto some = ReadSegments(device, &unreadable);
     found.insert(found.end(), some.begin(), some.end());
   }
   locked([&] {
+    // Those of a device that is out are lost with it.
+    for (const SegmentId id : unreadable)
+      recovery.unreadable_segments += index.SetAside(id) ? 1 : 0;
     for (const DiskIndex::NewSegment& segment : found) {
       if (index.AdoptSegment(segment)) segments_[SegmentKey(segment.id)] = segment;
     }
@@ -72,7 +106,7 @@ absl::StatusOr<DiskStore::Recovery> DiskStore::Recover(
         catalog_.reset();
       }
       KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
-      KAVERN_RETURN_IF_ERROR(OpenCatalog());
+      KAVERN_RETURN_IF_ERROR(OpenCatalog(/*may_discard=*/true));
     }
   }
   if (!why.empty()) {
@@ -82,6 +116,9 @@ absl::StatusOr<DiskStore::Recovery> DiskStore::Recover(
   }
   locked([&] { index.FinishAdoption(); });
   segments_.clear();
+  // First, for the other number says that the catalog is complete: a device that is out may lack
+  // any of them.
+  if (!devices_.all_healthy()) KAVERN_RETURN_IF_ERROR(NoteLonePurges(purges_at_open_));
   KAVERN_RETURN_IF_ERROR(RaiseSequence(recovery.sequence));
   return recovery;
 }

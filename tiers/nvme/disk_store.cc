@@ -196,7 +196,8 @@ void DiskStore::Purge(const NamespaceFingerprint& fingerprint, std::span<const D
   // In one line with what is written: the next owner of a place may be there before the purge is.
   Forget(places);
   MutexLock lock(mu_);
-  purges_.push_back({fingerprint, sequence_, std::move(done)});
+  // A number of its own, so that a list that has the last purge has all of them.
+  purges_.push_back({fingerprint, ++sequence_, std::move(done)});
   changed_.NotifyAll();
 }
 
@@ -260,9 +261,14 @@ std::uint64_t DiskStore::catalog_memory_bytes() const {
   return present == nullptr ? 0 : present->MemoryBytes();
 }
 
+std::string DiskStore::catalog_failure() const {
+  const std::shared_ptr<Catalog> present = catalog();
+  return present == nullptr ? "" : present->failure();
+}
+
 std::string_view DiskStore::method() const {
   for (const DeviceFacts& device : devices_.facts()) {
-    if (device.method != "io_uring") return "threads";
+    if (!device.method.empty() && device.method != "io_uring") return "threads";
   }
   return "io_uring";
 }

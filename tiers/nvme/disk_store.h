@@ -91,8 +91,10 @@ class DiskStore {
  public:
   using Done = std::function<void(absl::Status)>;
 
-  // Makes what is not there yet. FailedPrecondition: another process has a device, devices of
-  // different stores, or of another format; InvalidArgument: sizes. Nothing is overwritten then.
+  // Makes what is not there yet. A device that fails (IsDeviceFailure) is out from the beginning,
+  // and the others go on; where they cannot go on without it, all are out, and Recover() says why.
+  // FailedPrecondition: another process has a device, devices of different stores, or of another
+  // format; InvalidArgument: sizes. Nothing is overwritten then.
   static absl::StatusOr<std::unique_ptr<DiskStore>> Open(DiskStoreOptions options);
   // Everything under way ends first; what is written is committed.
   ~DiskStore();
@@ -108,12 +110,14 @@ class DiskStore {
     std::uint64_t void_parts =
         0;  // found, but of no use: purged, overwritten, another use of the segment
     std::uint64_t sequence = 0;  // the greatest found
-    bool from_headers = false;   // the catalog was new or damaged
-    std::string why;             // if so
+    // Whose header could not be read: set aside until the next start.
+    std::uint64_t unreadable_segments = 0;
+    bool from_headers = false;  // the catalog was new or damaged
+    std::string why;            // if so
   };
   // Tells `index` what is on disk: out of the catalog, or where that is damaged out of every slot's
   // header. Reads are safe before, writes are not. `locked` runs what it is given with the index's
-  // lock held.
+  // lock held. Unavailable: every device is out.
   absl::StatusOr<Recovery> Recover(DiskIndex& index,
                                    const std::function<void(const std::function<void()>&)>& locked);
 
@@ -172,6 +176,7 @@ class DiskStore {
   void RegisterMemory(std::span<std::byte> memory) { devices_.RegisterMemory(memory); }
   void UnregisterMemory(std::span<std::byte> memory) { devices_.UnregisterMemory(memory); }
   std::vector<DeviceFacts> device_facts() const { return devices_.facts(); }
+  bool device_healthy(std::uint32_t device) const { return devices_.healthy(device); }
 
   // ---- Facts ----
   std::vector<std::uint32_t> segment_counts() const;
@@ -180,6 +185,9 @@ class DiskStore {
   // "io_uring", or "threads" where the kernel refuses it on any device.
   std::string_view method() const;
   std::uint64_t catalog_memory_bytes() const;
+  // Why the catalog takes nothing until the next start, so that nothing new comes to be on disk;
+  // empty: it does.
+  std::string catalog_failure() const;
   struct Counters {
     std::uint64_t read_bytes = 0;
     std::uint64_t written_bytes = 0;
@@ -198,8 +206,16 @@ class DiskStore {
   };
 
   explicit DiskStore(DiskStoreOptions options);
+  absl::Status OpenParts();
   absl::Status OpenDevices();
   absl::Status ReadSuperblocks(std::vector<bool>* is_new);
+  // Every device is out, and none is touched: what is on them cannot be served as it is.
+  void TakeAllOut(const absl::Status& why);
+  absl::Status EveryDeviceFailed() const;
+  // Whether the devices that are in use know of every purge.
+  absl::Status CheckPurges();
+  // The devices that are out lack purges up to this one.
+  absl::Status NoteLonePurges(std::uint64_t sequence);
   // nullopt: it has none, being empty.
   absl::StatusOr<std::optional<disk::Superblock>> ReadSuperblock(std::uint32_t device);
   absl::Status CheckSuperblock(std::uint32_t device, const disk::Superblock& block);
@@ -208,7 +224,8 @@ class DiskStore {
   absl::Status WriteSuperblocks(std::uint32_t device);
   absl::Status FormatDevice(std::uint32_t device);
   absl::Status LoadPurges();
-  absl::Status OpenCatalog();
+  // `may_discard`: one that is missing or damaged is made anew.
+  absl::Status OpenCatalog(bool may_discard);
 
   absl::Status Run(std::uint32_t device, DiskIo::Op op, std::uint64_t offset,
                    std::span<std::byte> memory) {
@@ -218,7 +235,10 @@ class DiskStore {
   // Reads pages, and where that fails each by itself; what cannot be read is zeros. False: some
   // could not.
   bool ReadPages(std::uint32_t device, std::uint64_t offset, std::span<std::byte> pages);
-  std::vector<DiskIndex::NewSegment> ReadSegments(std::uint32_t device);
+  // `unreadable`: whose header could not be read in kSegmentTries.
+  std::vector<DiskIndex::NewSegment> ReadSegments(std::uint32_t device,
+                                                  std::vector<SegmentId>* unreadable);
+  bool ReadAgain(std::uint32_t device, std::uint64_t offset, std::span<std::byte> page);
   // Where the part lies; nullopt: it is void.
   std::optional<DiskPlace> PlaceOf(std::uint32_t device, const disk::SlotHeader& header) const;
   // Whether the part is of use, if not at once: of two writes of a block the later one is adopted.
@@ -246,6 +266,8 @@ class DiskStore {
   disk::Uuid uuid_ = {};
   DiskDevices devices_;
   std::string catalog_damage_;
+  absl::Status open_failure_;         // why no device is used
+  std::uint64_t purges_at_open_ = 0;  // the greatest sequence
   // Slot sizes and epochs of the segments, while Recover() runs.
   absl::flat_hash_map<std::uint64_t, DiskIndex::NewSegment> segments_;
 

@@ -43,11 +43,36 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(DiskStoreOptions opti
     }
   }
   std::unique_ptr<DiskStore> store(new DiskStore(std::move(options)));
-  KAVERN_RETURN_IF_ERROR(store->OpenDevices());
-  KAVERN_RETURN_IF_ERROR(store->LoadPurges());
-  KAVERN_RETURN_IF_ERROR(store->OpenCatalog());
+  if (const absl::Status opened = store->OpenParts(); !opened.ok()) {
+    // Without its disks the daemon serves from RAM; a mistake is for a person to set right.
+    if (!IsDeviceFailure(opened)) return opened;
+    store->TakeAllOut(opened);
+  }
   store->committer_ = NamedThread("disk-commit", [raw = store.get()] { raw->CommitLoop(); });
   return store;
+}
+
+absl::Status DiskStore::OpenParts() {
+  KAVERN_RETURN_IF_ERROR(OpenDevices());
+  KAVERN_RETURN_IF_ERROR(LoadPurges());
+  if (devices_.all_healthy()) return OpenCatalog(/*may_discard=*/true);
+  if (const absl::Status opened = OpenCatalog(/*may_discard=*/false); !opened.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("not used while ", devices_.first_failure(),
+                     ": without the catalog nobody knows what was deleted: ", opened.message()));
+  }
+  return CheckPurges();
+}
+
+absl::Status DiskStore::EveryDeviceFailed() const {
+  return absl::UnavailableError(absl::StrCat("every device failed: ", devices_.first_failure()));
+}
+
+void DiskStore::TakeAllOut(const absl::Status& why) {
+  open_failure_ = why;
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) devices_.TakeOut(device, why);
+  MutexLock lock(mu_);
+  catalog_.reset();
 }
 
 absl::Status DiskStore::OpenDevices() {
@@ -59,11 +84,24 @@ absl::Status DiskStore::OpenDevices() {
     open.io_uring = options_.io_uring;
     open.lock_patience = options_.lock_patience;
     open.clock = options_.clock;
-    KAVERN_ASSIGN_OR_RETURN(auto opened, options_.open(open));
-    devices_.Add(device.path, std::move(opened));
+    auto opened = options_.open(open);
+    if (opened.ok()) {
+      devices_.Add(device.path, *std::move(opened));
+    } else if (IsDeviceFailure(opened.status())) {
+      devices_.AddFailed(device.path, opened.status());
+    } else {
+      return opened.status();
+    }
   }
   std::vector<bool> is_new(devices_.size(), false);
   KAVERN_RETURN_IF_ERROR(ReadSuperblocks(&is_new));
+  if (devices_.all_out()) return EveryDeviceFailed();
+  const bool some_new = std::find(is_new.begin(), is_new.end(), true) != is_new.end();
+  if (some_new && !devices_.all_healthy()) {
+    // The one that is out would find itself with others that hold blocks of another store.
+    return absl::UnavailableError(
+        absl::StrCat("the store cannot be made while ", devices_.first_failure()));
+  }
   if (uuid_ == disk::Uuid{}) uuid_ = NewUuid();
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (is_new[device]) KAVERN_RETURN_IF_ERROR(FormatDevice(device));
@@ -74,7 +112,14 @@ absl::Status DiskStore::OpenDevices() {
 absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
   bool some_old = false;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
-    KAVERN_ASSIGN_OR_RETURN(const auto block, ReadSuperblock(device));
+    if (!devices_.healthy(device)) continue;
+    const auto read = ReadSuperblock(device);
+    if (!read.ok() && IsDeviceFailure(read.status())) {
+      devices_.TakeOut(device, read.status());
+      continue;
+    }
+    if (!read.ok()) return read.status();
+    const std::optional<disk::Superblock>& block = *read;
     if (!block.has_value()) {
       (*is_new)[device] = true;
       continue;
@@ -86,7 +131,7 @@ absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
   if (!some_new || !some_old) return absl::OkStatus();
   // A crash in the midst of making the store leaves such a mixture, with nothing in it.
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
-    if ((*is_new)[device]) continue;
+    if ((*is_new)[device] || !devices_.healthy(device)) continue;
     KAVERN_ASSIGN_OR_RETURN(const bool nothing, HoldsNothing(device));
     if (!nothing) {
       // Blocks that were striped onto the lost device are found to be missing one by one.
@@ -115,14 +160,17 @@ absl::StatusOr<std::optional<disk::Superblock>> DiskStore::ReadSuperblock(std::u
     if (mend && CheckSuperblock(device, *block).ok()) WriteSuperblocks(device).IgnoreError();
     return std::optional(*block);
   }
+  if (!readable) {
+    // Whose it is cannot be known, so it is not written to either.
+    return absl::UnavailableError(absl::StrCat(
+        path, ": its superblock cannot be read: ", devices_.facts()[device].last_error));
+  }
   // Only what is empty is taken: somebody else's bytes are not ours to overwrite.
   const auto all = pages.all();
-  if (!readable ||
-      std::any_of(all.begin(), all.end(), [](std::byte b) { return b != std::byte{0}; })) {
+  if (std::any_of(all.begin(), all.end(), [](std::byte b) { return b != std::byte{0}; })) {
     return absl::FailedPreconditionError(absl::StrCat(
         path, ": holds something that is no store of Kavern's, or is damaged beyond reading (",
-        readable ? block.status().message() : "its first pages cannot be read",
-        "); remove it, or overwrite its first 8 KiB with zeros"));
+        block.status().message(), "); remove it, or overwrite its first 8 KiB with zeros"));
   }
   return std::optional<disk::Superblock>();
 }
@@ -154,7 +202,8 @@ absl::StatusOr<bool> DiskStore::HoldsNothing(std::uint32_t device) {
     const auto page = disk::ParsePurgePage(pages.page(i));
     if (!page.ok() || page->count > 0) return false;
   }
-  return ReadSegments(device).empty();
+  std::vector<SegmentId> unreadable;
+  return ReadSegments(device, &unreadable).empty() && unreadable.empty();
 }
 
 absl::Status DiskStore::FormatDevice(std::uint32_t device) {
@@ -199,19 +248,27 @@ absl::Status DiskStore::WriteSuperblocks(std::uint32_t device) {
 absl::Status DiskStore::LoadPurges() {
   const DiskPages pages(2 * disk::kPurgePages);
   std::vector<bool> read(disk::kPurgePages, false);
-  bool damaged = false;
+  bool differ = false;  // or are damaged
+  std::vector<std::uint64_t> known;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if (!devices_.healthy(device)) continue;
+    std::uint64_t last = 0;
     ReadPages(device, disk::kPurgePagesOffset, pages.all());
     for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
       const auto page = disk::ParsePurgePage(pages.page(i));
       if (!page.ok() || page->store != uuid_) {
-        damaged = true;
+        differ = true;
         continue;
+      }
+      for (std::uint64_t entry = 0; entry < page->count; ++entry) {
+        last = std::max(last, page->entries[entry].sequence);
       }
       read[i % disk::kPurgePages] = true;
       purged_.Merge(*page);
     }
+    known.push_back(last);
   }
+  if (devices_.all_out()) return EveryDeviceFailed();
   if (std::find(read.begin(), read.end(), false) != read.end()) {
     return absl::FailedPreconditionError(
         absl::StrCat(options_.devices[0].path,
@@ -219,20 +276,43 @@ absl::Status DiskStore::LoadPurges() {
                      "left could bring deleted blocks back. Remove the devices' files to begin "
                      "anew"));
   }
-  sequence_ = std::max(sequence_.load(), purged_.last_sequence());
-  // The next fault would find fewer copies: mended, as far as that can be.
-  if (damaged) WritePurges().IgnoreError();
-  return absl::OkStatus();
+  purges_at_open_ = purged_.last_sequence();
+  sequence_ = std::max(sequence_.load(), purges_at_open_);
+  // A device that was out lacks what was deleted meanwhile, and the next fault would find fewer
+  // copies: mended, as far as that can be. Where it cannot, the device is out again.
+  for (const std::uint64_t last : known) differ = differ || last != purged_.last_sequence();
+  if (differ) WritePurges().IgnoreError();
+  return devices_.all_out() ? EveryDeviceFailed() : absl::OkStatus();
 }
 
-absl::Status DiskStore::OpenCatalog() {
+absl::Status DiskStore::CheckPurges() {
+  KAVERN_ASSIGN_OR_RETURN(const auto lone, GetNumber(Catalog::kLonePurgesNumber));
+  if (lone.value_or(0) <= purged_.last_sequence()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(
+      "not used while ", devices_.first_failure(),
+      ": namespaces were deleted that only that device knows of, and their blocks would be back"));
+}
+
+absl::Status DiskStore::NoteLonePurges(std::uint64_t sequence) {
+  KAVERN_ASSIGN_OR_RETURN(const auto noted, GetNumber(Catalog::kLonePurgesNumber));
+  if (sequence <= noted.value_or(0)) return absl::OkStatus();
+  return PutNumber(Catalog::kLonePurgesNumber, sequence);
+}
+
+absl::Status DiskStore::OpenCatalog(bool may_discard) {
   auto opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
-  if (absl::IsDataLoss(opened.status())) {
+  if (may_discard && absl::IsDataLoss(opened.status())) {
     catalog_damage_ = std::string(opened.status().message());
     KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
     opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
   }
   if (!opened.ok()) return opened.status();
+  if (!may_discard && (*opened)->is_new()) return absl::DataLossError("catalog: it is missing");
+  if (!(*opened)->is_new()) {
+    // Also where the rest of it turns out to be damaged, and a device that is out has the greatest.
+    KAVERN_ASSIGN_OR_RETURN(const auto begun, (*opened)->GetNumber(Catalog::kCompleteNumber));
+    sequence_ = std::max(sequence_.load(), begun.value_or(0));
+  }
   MutexLock lock(mu_);
   catalog_ = *std::move(opened);
   return absl::OkStatus();
