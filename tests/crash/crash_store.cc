@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -130,11 +131,34 @@ CrashStore::~CrashStore() {
 }
 
 bool CrashStore::Store(const BlockName& name, std::uint64_t version) {
+  return StoreAs(name, version, std::nullopt, nullptr);
+}
+
+CrashStore::StrictStore CrashStore::StoreStrict(const BlockName& name, std::uint64_t version) {
+  // One answer for each part; the one that completes the block tells of the block.
+  auto blocks = std::make_shared<std::atomic<std::uint32_t>>(0);
+  auto answers = std::make_shared<std::atomic<std::uint32_t>>(0);
+  const bool stored = StoreAs(name, version, DiskDurability::kStrict,
+                              [blocks, answers](const TieredStore::Durable& durable) {
+                                *blocks += durable.blocks;
+                                ++*answers;
+                                answers->notify_all();
+                              });
+  if (!stored) return {};
+  const auto groups = static_cast<std::uint32_t>(ns(name.ns).spec().layout.groups.size());
+  for (std::uint32_t told = *answers; told < groups; told = *answers) answers->wait(told);
+  return {true, *blocks > 0};
+}
+
+bool CrashStore::StoreAs(const BlockName& name, std::uint64_t version,
+                         std::optional<DiskDurability> durability,
+                         const TieredStore::DurableDone& done) {
   const BlockKey key = KeyOf(name);
   const NamespaceRef& ref = ns(name.ns);
   StoreRequest request;
   request.parent = name.n % 4 == 0 ? ref.fingerprint().RootKey() : KeyOf({name.ns, name.n - 1});
   request.keys = {&key, 1};
+  request.durability = durability;
   const auto groups = static_cast<std::uint32_t>(ref.spec().layout.groups.size());
   bool published = true;
   for (request.group = 0; request.group < groups; ++request.group) {
@@ -144,7 +168,7 @@ bool CrashStore::Store(const BlockName& name, std::uint64_t version) {
     FillBytes(extent.bytes(), name, grant->lease.part(), version);
     const std::uint32_t checksum =
         Crc32c(extent.bytes(), PartChecksumSeed(key, grant->lease.part()));
-    const auto committed = store_->CommitStore(grant->lease, 0, {&checksum, 1});
+    const auto committed = store_->CommitStore(grant->lease, 0, {&checksum, 1}, done);
     published = published && committed.value_or(0) == 1;
   }
   return published;

@@ -59,6 +59,12 @@ class CrashStore {
   // The bytes of `version` for all parts of the block, whose parent is the number before it but for
   // every fourth. False: it was there already, or not granted.
   bool Store(const BlockName& name, std::uint64_t version);
+  // The same with a strict commit, and waits for its answer.
+  struct StrictStore {
+    bool stored = false;
+    bool durable = false;  // so the store says
+  };
+  StrictStore StoreStrict(const BlockName& name, std::uint64_t version);
   // Waits until all that was stored is on disk and acknowledged. False: some is not.
   bool WaitDurable() { return store_->WriteBack(std::chrono::seconds(60)); }
   absl::Status Purge(std::uint32_t ns);
@@ -97,6 +103,8 @@ class CrashStore {
   };
 
   CrashStore() = default;
+  bool StoreAs(const BlockName& name, std::uint64_t version,
+               std::optional<DiskDurability> durability, const TieredStore::DurableDone& done);
 
   Directories directories_;
   std::unique_ptr<TieredStore> store_;

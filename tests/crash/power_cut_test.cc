@@ -34,6 +34,7 @@ struct Event {
     kBegun,     // `name` is about to be stored with the bytes of `version`
     kPurged,    // acknowledged: the namespace of `name`, up to `version`
     kSnapshot,  // `durable` is what is acknowledged, and not evicted
+    kStrict,    // `durable` was acknowledged by the answer to its strict commit
   };
   std::size_t position = 0;
   Kind kind = Kind::kBegun;
@@ -47,6 +48,7 @@ struct Recording {
   std::vector<TraceOp> ops;
   std::vector<Event> events;
   std::uint64_t stores = 0;
+  std::uint64_t strict = 0;
   std::uint64_t purges = 0;
   std::uint64_t evictions = 0;
   std::uint64_t restarts = 0;
@@ -109,9 +111,24 @@ class Workload {
       truth_.Begun(name, version);
       Note(Event::Kind::kBegun, name, version);
       const std::size_t event = recording_.events.size() - 1;
-      if (!store_->Store(name, version)) continue;
+      // One commit of a chain here and there, amid others of the store's own class.
+      const bool strict = random_() % 8 == 0;
+      CrashStore::StrictStore done;
+      if (strict) {
+        done = store_->StoreStrict(name, version);
+      } else {
+        done.stored = store_->Store(name, version);
+      }
+      if (!done.stored) continue;
       recording_.events[event].stored = true;
       ++recording_.stores;
+      if (done.durable) {
+        ++recording_.strict;
+        weak_.erase(name);
+        Note(Event::Kind::kStrict, {}, 0);
+        recording_.events.back().durable = {name};
+        continue;
+      }
       if (options_.durability == DiskDurability::kBatch) {
         weak_.erase(name);
       } else {
@@ -221,7 +238,8 @@ class Replay {
       const Event& event = recording_.events[next_];
       if (event.kind == Event::Kind::kBegun) truth_.Begun(event.name, event.version);
       if (event.kind == Event::Kind::kPurged) truth_.Purged(event.name.ns, event.version);
-      if (event.kind == Event::Kind::kSnapshot) Required(event);
+      if (event.kind == Event::Kind::kSnapshot) required_.clear();
+      if (!event.durable.empty() || event.kind == Event::Kind::kSnapshot) Required(event);
     }
     return effect;
   }
@@ -252,7 +270,7 @@ class Replay {
   // What is there now and at the next snapshot must be there all the time between, unless it was
   // evicted and stored again.
   void Required(const Event& event) {
-    required_ = event.durable;
+    required_.insert(event.durable.begin(), event.durable.end());
     for (std::size_t i = next_ + 1; i < recording_.events.size(); ++i) {
       const Event& next = recording_.events[i];
       if (next.stored) required_.erase(next.name);
@@ -294,6 +312,7 @@ TEST_F(PowerCut, EveryPrefixOfAWorkloadAndSampledLossesAndTears) {
   EXPECT_GT(recording.purges, 5U);
   EXPECT_GT(recording.evictions, 100U);
   EXPECT_GT(recording.restarts, 5U);
+  EXPECT_GT(recording.strict, 20U);
   const std::uint64_t cuts = FromEnvironment("KAVERN_POWER_CUT_CUTS", 0);
   Replay replay(recording, "power_cut");
   std::uint64_t prefix = 0;
