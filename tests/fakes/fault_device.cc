@@ -5,7 +5,6 @@
 #include <cstring>
 #include <functional>
 #include <future>
-#include <iterator>
 #include <utility>
 
 #include "base/unique_fd.h"
@@ -155,10 +154,11 @@ void FaultDevice::Cancel(std::uint64_t token) {
   std::vector<DiskIo> ended;
   {
     MutexLock lock(mu_);
-    const auto first = std::stable_partition(stalled_.begin(), stalled_.end(),
-                                             [&](const DiskIo& io) { return io.token != token; });
-    std::move(first, stalled_.end(), std::back_inserter(ended));
-    stalled_.erase(first, stalled_.end());
+    std::vector<DiskIo> stay;
+    for (DiskIo& io : std::exchange(stalled_, {})) {
+      (io.token == token ? ended : stay).push_back(std::move(io));
+    }
+    stalled_ = std::move(stay);
   }
   for (DiskIo& io : ended) End(std::move(io), absl::CancelledError("cancelled"));
   base_->Cancel(token);

@@ -43,7 +43,7 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(DiskStoreOptions opti
     }
   }
   std::unique_ptr<DiskStore> store(new DiskStore(std::move(options)));
-  if (const absl::Status opened = store->OpenParts(); !opened.ok()) {
+  if (absl::Status opened = store->OpenParts(); !opened.ok()) {
     // Without its disks the daemon serves from RAM; a mistake is for a person to set right.
     if (!IsDeviceFailure(opened)) return opened;
     store->TakeAllOut(opened);

@@ -181,7 +181,7 @@ TEST_F(RequestHandlersTest, AConversationIsToldAndDescribedInItsNamespaceOnly) {
   request.set_fingerprint(fingerprint_);
   request.set_conversation("chat");
   request.set_leaf(TestNode::Key(2));
-  request.set_token_count(3 * TestNode::Spec().layout().tokens_per_block());
+  request.set_token_count(std::uint64_t{3} * TestNode::Spec().layout().tokens_per_block());
   v1::UpdateConversationResponse terms;
   absl::Status status = node_.handlers().UpdateConversation(*session_, request, &terms);
   ASSERT_TRUE(status.ok()) << status;
