@@ -348,15 +348,14 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
     batch.keys = request.keys.subspan(done, count);
     batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
-    const auto fetched = UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
-                                          : FetchBatch(batch, batch_buffers, pieces);
+    auto fetched = UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
+                                    : FetchBatch(batch, batch_buffers, pieces);
     if (absl::IsResourceExhausted(fetched.status()) && count > 1) {
       // More than this session may have under lease at a time: what was copied is given back.
       batch_max = (count + 1) / 2;
       continue;
     }
-    KAVERN_RETURN_IF_ERROR(fetched.status());
-    const FetchResult& result = *fetched;
+    KAVERN_ASSIGN_OR_RETURN(const FetchResult result, std::move(fetched));
     total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
     total.tiers.insert(total.tiers.end(), result.tiers.begin(), result.tiers.end());
     total.fetched_blocks += result.fetched_blocks;
