@@ -45,7 +45,7 @@ class Region : public std::enable_shared_from_this<Region> {
 
   // Puts zeroed memory behind bytes [offset, offset + length), in huge pages where it may and the
   // kernel can: charged to this process's memory cgroup, never to a client's. Idempotent; blocks
-  // for as long as the kernel takes (per GiB about 0.15 s in huge pages, else 0.4 s).
+  // for as long as the kernel takes.
   // ResourceExhausted when there is no memory.
   absl::Status Populate(std::uint64_t offset, std::uint64_t length);
 
