@@ -45,6 +45,16 @@ void Adopt(kavern::fuzz::Input& input, DiskIndex& index) {
   }
 }
 
+// Such a block has no leaf below it that could be evicted first.
+void RequireNoneIsItsOwnParent(const DiskIndex& index) {
+  DiskIndex::Cursor cursor;
+  for (DiskIndex::Found found = index.Next(&cursor); found.ns != nullptr;
+       found = index.Next(&cursor)) {
+    Require(found.ns->index.ParentKeyOf(found.block) != found.ns->index.KeyOf(found.block),
+            "no block is its own parent");
+  }
+}
+
 void WriteAndEmpty(DiskIndex& index) {
   for (std::uint8_t fingerprint = 1; fingerprint <= 2; ++fingerprint) {
     kavern::NamespaceFingerprint name;
@@ -81,6 +91,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Adopt(input, index);
   index.FinishAdoption();
   Require(index.Audit().empty(), "a recount of what was adopted agrees");
+  RequireNoneIsItsOwnParent(index);
   WriteAndEmpty(index);
   return 0;
 }
