@@ -94,6 +94,7 @@ json VerdictJson(const DaemonConfig& config, const StoreVerdict& verdict, std::s
           {"right_bytes", verdict.right_bytes},
           {"unlisted_parts", verdict.unlisted_parts},
           {"purged_parts", verdict.purged_parts},
+          {"superseded_parts", verdict.superseded_parts},
           {"unfinished_parts", verdict.unfinished_parts},
           {"unused_slots", verdict.unused_slots},
           {"catalog_entries", verdict.catalog_entries},
@@ -113,6 +114,7 @@ std::string VerdictText(const DaemonConfig& config, const StoreVerdict& verdict,
       absl::StrCat("parts, ", FormatBytes(verdict.right_bytes), " of payload"));
   row("  not in catalog", verdict.unlisted_parts, "of these: only a rebuild would find them");
   row("void: purged", verdict.purged_parts, "parts that were deleted by their user");
+  row("void: superseded", verdict.superseded_parts, "parts of blocks that were written again");
   row("void: unfinished", verdict.unfinished_parts, "parts whose write was cut short");
   row("void: entries", verdict.void_entries,
       absl::StrCat("of the catalog's ", verdict.catalog_entries, ": overwritten since, or purged"));
@@ -173,7 +175,8 @@ json StatsJson(const StoreStats& stats) {
                           {"blocks", counts.blocks},
                           {"incomplete_blocks", counts.incomplete_blocks},
                           {"parts", counts.parts},
-                          {"payload_bytes", counts.payload_bytes}});
+                          {"payload_bytes", counts.payload_bytes},
+                          {"superseded_parts", counts.superseded_parts}});
   }
   json purges = json::array();
   for (const StoreStats::Purge& purge : stats.purges) {
@@ -211,6 +214,9 @@ std::string StatsText(const StoreStats& stats) {
                     FormatBytes(counts.payload_bytes));
     if (counts.incomplete_blocks > 0) {
       absl::StrAppend(&text, "; ", counts.incomplete_blocks, " incomplete");
+    }
+    if (counts.superseded_parts > 0) {
+      absl::StrAppend(&text, "; ", counts.superseded_parts, " superseded parts");
     }
     text += "\n";
   }

@@ -71,26 +71,22 @@ class SegmentCheck {
  private:
   void CheckSlot(std::uint64_t offset) {
     const disk::SlotHeader* listed = input_.listed(offset);
+    // What the block loses if it is not there: nothing, if another write of it counts.
+    const disk::SlotHeader* needed =
+        listed != nullptr && input_.is_superseded(*listed) ? nullptr : listed;
     const auto page = reader_.Read(offset, kDiskPage);
-    if (!page.ok()) return Damaged(offset, std::string(page.status().message()), listed);
+    if (!page.ok()) return Damaged(offset, std::string(page.status().message()), needed);
     const auto header = disk::ParseSlot(*page);
     if (!header.ok()) {
-      if (listed != nullptr || HasOurMark(*page)) {
-        Damaged(offset, std::string(header.status().message()), listed);
-      } else {
-        ++verdict_.unused_slots;
-      }
-      return;
+      if (needed == nullptr && !HasOurMark(*page)) return Unused(listed);
+      return Damaged(offset, std::string(header.status().message()), needed);
     }
     if (header->epoch != input_.segment.epoch) {
-      if (listed != nullptr) {
-        return Damaged(offset, "slot: what the catalog names is not there", listed);
-      }
-      ++verdict_.unused_slots;
-      return;
+      if (needed == nullptr) return Unused(listed);
+      return Damaged(offset, "slot: what the catalog names is not there", needed);
     }
     if (header->offset != offset || header->payload_bytes > input_.segment.slot_bytes) {
-      return Damaged(offset, "slot: its header is another slot's", listed);
+      return Damaged(offset, "slot: its header is another slot's", needed);
     }
     const bool is_listed = listed != nullptr && *listed == *header;
     if (listed != nullptr && !is_listed) ++verdict_.void_entries;
@@ -98,7 +94,16 @@ class SegmentCheck {
       ++verdict_.purged_parts;
       return;
     }
+    if (input_.is_superseded(*header)) {
+      ++verdict_.superseded_parts;
+      return;
+    }
     CheckPayload(*header, is_listed);
+  }
+
+  void Unused(const disk::SlotHeader* listed) {
+    ++verdict_.unused_slots;
+    verdict_.void_entries += listed != nullptr ? 1 : 0;
   }
 
   // Only what Kavern wrote in the segment's present use begins so: clients do not know its epoch.

@@ -26,10 +26,12 @@ struct SegmentCheckInput {
   std::function<const disk::SlotHeader*(std::uint64_t offset)> listed;
   bool catalog_is_sound = true;  // false: `listed` knows nothing
   std::function<bool(const disk::SlotHeader&)> is_purged;
+  std::function<bool(const disk::SlotHeader&)> is_superseded;
   std::function<void(std::uint64_t bytes)> progress;
 };
 
-// Counts and damage of the segment's slots; `void_entries` has those that the slots contradict.
+// Counts and damage of the segment's slots; `void_entries` has those that the slots contradict. The
+// payload of what is void is not looked at: nobody will.
 StoreVerdict CheckSegment(const SegmentCheckInput& input);
 
 }  // namespace kavern::tiers

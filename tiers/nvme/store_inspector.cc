@@ -46,34 +46,13 @@ void Merge(StoreVerdict& into, StoreVerdict&& from) {
   into.right_bytes += from.right_bytes;
   into.unlisted_parts += from.unlisted_parts;
   into.purged_parts += from.purged_parts;
+  into.superseded_parts += from.superseded_parts;
   into.unfinished_parts += from.unfinished_parts;
   into.unused_slots += from.unused_slots;
   into.damaged_parts += from.damaged_parts;
   into.void_entries += from.void_entries;
   for (StoreDamage& damage : from.damage) into.damage.push_back(std::move(damage));
 }
-
-// Counts the blocks of a store, part by part.
-class BlockCounter {
- public:
-  void Add(const disk::SlotHeader& header) {
-    const NamespaceFingerprint fingerprint{header.fingerprint};
-    std::uint32_t& parts = parts_[{fingerprint, BlockKey{header.key}}];
-    StoreStats::Namespace& counts = namespaces_[fingerprint];
-    if (parts == 0) ++counts.incomplete_blocks;
-    if (++parts == header.part_count) {
-      ++counts.blocks;
-      --counts.incomplete_blocks;
-    }
-    ++counts.parts;
-    counts.payload_bytes += header.payload_bytes;
-  }
-  std::map<NamespaceFingerprint, StoreStats::Namespace> Take() { return std::move(namespaces_); }
-
- private:
-  absl::flat_hash_map<std::pair<NamespaceFingerprint, BlockKey>, std::uint32_t> parts_;
-  std::map<NamespaceFingerprint, StoreStats::Namespace> namespaces_;
-};
 
 }  // namespace
 
@@ -261,24 +240,48 @@ void StoreInspector::ScanHeaders(const InspectedSegment& segment,
   }
 }
 
+void StoreInspector::ForEachSegment(
+    const std::function<void(const InspectedSegment&)>& look) const {
+  std::atomic<std::size_t> next = 0;
+  const auto work = [&] {
+    for (std::size_t i = next++; i < segments_.size(); i = next++) look(segments_[i]);
+  };
+  std::vector<std::thread> readers;
+  for (unsigned i = 0; i < kReaders; ++i) readers.push_back(NamedThread("inspect", work));
+  for (std::thread& reader : readers) reader.join();
+}
+
+LiveWrites StoreInspector::LiveWritesByHeaders() const {
+  LiveWrites live;
+  Mutex mu;
+  ForEachSegment([&](const InspectedSegment& segment) {
+    std::vector<disk::SlotHeader> found;
+    ScanHeaders(segment, [&](const disk::SlotHeader& header) { found.push_back(header); });
+    MutexLock lock(mu);
+    for (const disk::SlotHeader& header : found) live.Add(header);
+  });
+  return live;
+}
+
 // ---- Verify ----
 
 StoreVerdict StoreInspector::Verify(const Progress& progress) {
   StoreVerdict verdict;
   verdict.damage = structures_;
   absl::flat_hash_map<Place, disk::SlotHeader> listed;
+  LiveWrites live;
+  std::vector<Entry> unreachable;  // in segments whose header is damaged
   const std::string damage = ReadCatalog([&](const Entry& entry) {
     ++verdict.catalog_entries;
     const std::uint64_t offset = entry.header.offset;
     if (!entry.is_void) {
       listed[{entry.device, offset}] = entry.header;
+      live.Add(entry.header);
     } else if (offset >= disk::kSegmentsOffset && !IsPurged(entry.header) &&
                damaged_segments_.contains(
                    {entry.device, static_cast<std::uint32_t>((offset - disk::kSegmentsOffset) /
                                                              segment_bytes_)})) {
-      ++verdict.damaged_parts;
-      verdict.damage.push_back({entry.device, offset, "slot: its segment's header is damaged",
-                                BlockKey{entry.header.key}, entry.header.part});
+      unreachable.push_back(entry);
     } else {
       ++verdict.void_entries;
     }
@@ -286,40 +289,45 @@ StoreVerdict StoreInspector::Verify(const Progress& progress) {
   verdict.damaged_structures = structures_.size();
   if (!damage.empty()) {
     listed.clear();
+    live = LiveWritesByHeaders();
     ++verdict.damaged_structures;
     verdict.damage.push_back({StoreDamage::kCatalog, 0, damage});
+  }
+  for (const Entry& entry : unreachable) {
+    if (live.IsSuperseded(entry.header)) {
+      ++verdict.superseded_parts;
+      continue;
+    }
+    ++verdict.damaged_parts;
+    verdict.damage.push_back({entry.device, entry.header.offset,
+                              "slot: its segment's header is damaged", BlockKey{entry.header.key},
+                              entry.header.part});
   }
 
   const std::uint64_t total = segments_.size() * segment_bytes_;
   Mutex mu;
   std::uint64_t done = 0;
-  std::atomic<std::size_t> next = 0;
-  const auto work = [&] {
-    for (std::size_t i = next++; i < segments_.size(); i = next++) {
-      const InspectedSegment& segment = segments_[i];
-      SegmentCheckInput input;
-      input.file = devices_[segment.device].file.get();
-      input.segment = segment;
-      input.segment_bytes = segment_bytes_;
-      input.listed = [&](std::uint64_t offset) {
-        const auto found = listed.find({segment.device, offset});
-        return found == listed.end() ? nullptr : &found->second;
-      };
-      input.catalog_is_sound = damage.empty();
-      input.is_purged = [this](const disk::SlotHeader& header) { return IsPurged(header); };
-      input.progress = [&](std::uint64_t bytes) {
-        MutexLock lock(mu);
-        done += bytes;
-        if (progress) progress(done, total);
-      };
-      StoreVerdict part = CheckSegment(input);
+  ForEachSegment([&](const InspectedSegment& segment) {
+    SegmentCheckInput input;
+    input.file = devices_[segment.device].file.get();
+    input.segment = segment;
+    input.segment_bytes = segment_bytes_;
+    input.listed = [&](std::uint64_t offset) {
+      const auto found = listed.find({segment.device, offset});
+      return found == listed.end() ? nullptr : &found->second;
+    };
+    input.catalog_is_sound = damage.empty();
+    input.is_purged = [this](const disk::SlotHeader& header) { return IsPurged(header); };
+    input.is_superseded = [&](const disk::SlotHeader& header) { return live.IsSuperseded(header); };
+    input.progress = [&](std::uint64_t bytes) {
       MutexLock lock(mu);
-      Merge(verdict, std::move(part));
-    }
-  };
-  std::vector<std::thread> readers;
-  for (unsigned i = 0; i < kReaders; ++i) readers.push_back(NamedThread("inspect", work));
-  for (std::thread& reader : readers) reader.join();
+      done += bytes;
+      if (progress) progress(done, total);
+    };
+    StoreVerdict part = CheckSegment(input);
+    MutexLock lock(mu);
+    Merge(verdict, std::move(part));
+  });
 
   std::sort(verdict.damage.begin(), verdict.damage.end(),
             [](const StoreDamage& a, const StoreDamage& b) {
@@ -344,31 +352,21 @@ StoreStats StoreInspector::Stats() {
     stats.last_sequence = std::max(stats.last_sequence, sequence);
   }
 
-  BlockCounter blocks;
-  std::map<std::uint64_t, std::uint64_t> used;  // slots, by size
-  const auto count = [&](const disk::SlotHeader& header, std::uint64_t slot_bytes) {
-    stats.last_sequence = std::max(stats.last_sequence, header.sequence);
-    blocks.Add(header);
-    ++used[slot_bytes];
-  };
   std::vector<Entry> current;
   stats.catalog_damage = ReadCatalog([&](const Entry& entry) {
     ++stats.catalog_entries;
     stats.last_sequence = std::max(stats.last_sequence, entry.header.sequence);
     if (!entry.is_void) current.push_back(entry);
   });
-  if (stats.catalog_damage.empty()) {
-    for (const Entry& entry : current) {
-      count(entry.header, SegmentOf(entry.device, entry.header.offset)->slot_bytes);
-    }
-  } else {
+  if (!stats.catalog_damage.empty()) {
+    current.clear();
     for (const InspectedSegment& segment : segments_) {
-      ScanHeaders(segment,
-                  [&](const disk::SlotHeader& header) { count(header, segment.slot_bytes); });
+      ScanHeaders(segment, [&](const disk::SlotHeader& header) {
+        current.push_back({segment.device, header, false});
+      });
     }
   }
-  stats.namespaces = blocks.Take();
-  for (const auto& [slot_bytes, slots] : used) stats.classes[slot_bytes].used_slots = slots;
+  CountBlocks(current, &stats);
 
   for (const auto& [fingerprint, sequence] : purged_) {
     stats.purges.push_back({fingerprint, sequence, stats.last_sequence - sequence});
@@ -377,6 +375,26 @@ StoreStats StoreInspector::Stats() {
     return std::pair(b.sequence, a.fingerprint) < std::pair(a.sequence, b.fingerprint);
   });
   return stats;
+}
+
+void StoreInspector::CountBlocks(const std::vector<Entry>& current, StoreStats* stats) const {
+  LiveWrites live;
+  for (const Entry& entry : current) live.Add(entry.header);
+  live.ForEachBlock([&](const NamespaceFingerprint& fingerprint, bool whole) {
+    StoreStats::Namespace& counts = stats->namespaces[fingerprint];
+    ++(whole ? counts.blocks : counts.incomplete_blocks);
+  });
+  for (const auto& [device, header, is_void] : current) {
+    stats->last_sequence = std::max(stats->last_sequence, header.sequence);
+    StoreStats::Namespace& counts = stats->namespaces[NamespaceFingerprint{header.fingerprint}];
+    if (live.IsSuperseded(header)) {
+      ++counts.superseded_parts;
+      continue;
+    }
+    ++counts.parts;
+    counts.payload_bytes += header.payload_bytes;
+    ++stats->classes[SegmentOf(device, header.offset)->slot_bytes].used_slots;
+  }
 }
 
 void StoreInspector::CountDevices(StoreStats* stats) const {
@@ -398,8 +416,16 @@ void StoreInspector::CountDevices(StoreStats* stats) const {
 }
 
 absl::Status StoreInspector::ExportCatalog(const std::function<void(const Entry&)>& entry) {
-  const std::string damage = ReadCatalog(entry);
-  return damage.empty() ? absl::OkStatus() : absl::DataLossError(damage);
+  LiveWrites live;
+  const std::string damage = ReadCatalog([&](const Entry& one) {
+    if (!one.is_void) live.Add(one.header);
+  });
+  const std::string again = ReadCatalog([&](Entry one) {
+    one.is_void = one.is_void || live.IsSuperseded(one.header);
+    entry(one);
+  });
+  if (!damage.empty()) return absl::DataLossError(damage);
+  return again.empty() ? absl::OkStatus() : absl::DataLossError(again);
 }
 
 }  // namespace kavern::tiers

@@ -19,6 +19,7 @@
 #include "base/unique_fd.h"
 #include "tiers/nvme/catalog.h"
 #include "tiers/nvme/disk_format.h"
+#include "tiers/nvme/live_writes.h"
 
 namespace kavern::tiers {
 
@@ -53,12 +54,14 @@ struct StoreVerdict {
   std::uint64_t right_bytes = 0;
   std::uint64_t unlisted_parts = 0;    // of these: not in the catalog; only a rebuild finds them
   std::uint64_t purged_parts = 0;      // deleted by their user: void
+  std::uint64_t superseded_parts = 0;  // their block was written again later, and whole: void
   std::uint64_t unfinished_parts = 0;  // a write that a crash cut short, never acknowledged: void
   std::uint64_t unused_slots = 0;      // nothing of the segment's present use
   std::uint64_t damaged_parts = 0;
   // The catalog.
   std::uint64_t catalog_entries = 0;
   // Name a slot that has been written anew, or purged, since, or a former use of its segment: void.
+  // Those of superseded parts are not among them.
   std::uint64_t void_entries = 0;
   // Everything else.
   std::uint64_t damaged_structures = 0;  // superblocks, purge pages, segment headers, the catalog
@@ -77,13 +80,14 @@ struct StoreStats {
   struct SlotClass {
     std::uint64_t segments = 0;
     std::uint64_t slots = 0;
-    std::uint64_t used_slots = 0;
+    std::uint64_t used_slots = 0;  // by parts that a daemon takes
   };
   struct Namespace {
     std::uint64_t blocks = 0;  // of which all parts are there
     std::uint64_t incomplete_blocks = 0;
-    std::uint64_t parts = 0;
+    std::uint64_t parts = 0;  // of these blocks, but for those that are superseded
     std::uint64_t payload_bytes = 0;
+    std::uint64_t superseded_parts = 0;  // of a write before the one that counts: void
   };
   struct Purge {
     NamespaceFingerprint fingerprint;
@@ -145,14 +149,21 @@ class StoreInspector {
   // The segment in use that the place lies in, where a slot of it begins; nullptr: none.
   const InspectedSegment* SegmentOf(std::uint32_t device, std::uint64_t offset) const;
   bool IsPurged(const disk::SlotHeader& header) const;
-  // A daemon that starts takes the entry.
+  // Segment, epoch and purges do not speak against it.
   bool IsCurrent(std::uint32_t device, const disk::SlotHeader& header) const;
-  // The catalog's entries, as far as it can be read. Empty, or why it is of no use.
+  // The catalog's entries, as far as it can be read; void are those that are not current. Empty, or
+  // why it is of no use.
   std::string ReadCatalog(const std::function<void(const Entry&)>& entry) const;
   // Every current header that a slot of the segment has.
   void ScanHeaders(const InspectedSegment& segment,
                    const std::function<void(const disk::SlotHeader&)>& found) const;
+  // All segments in use, by several threads.
+  void ForEachSegment(const std::function<void(const InspectedSegment&)>& look) const;
+  // Out of the headers, where the catalog is of no use.
+  LiveWrites LiveWritesByHeaders() const;
   void CountDevices(StoreStats* stats) const;
+  // What there is of each namespace, out of all current headers.
+  void CountBlocks(const std::vector<Entry>& current, StoreStats* stats) const;
 
   const InspectorOptions options_;
   std::vector<Device> devices_;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "gmock/gmock.h"
@@ -69,6 +70,50 @@ class StoreInspectorTest : public StoreFixture {
             ->ExportCatalog([&](const StoreInspector::Entry& entry) { entries.push_back(entry); })
             .ok());
     return entries;
+  }
+  disk::Uuid StoreUuid() {
+    return disk::ParseSuperblock(
+               std::as_bytes(std::span(Everything().at(disk(0)))).first(kDiskPage))
+        ->store;
+  }
+  void Write(const std::string& path, std::uint64_t offset, const std::string& bytes) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(offset));
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    ASSERT_TRUE(file.good());
+  }
+  // Writes the part again, into a slot that nobody has used, as a daemon would that had evicted the
+  // block meanwhile and had not put another in its place. The catalog says so too.
+  void WriteAgain(const StoreInspector::Entry& entry) {
+    std::set<std::uint64_t> used;
+    for (const StoreInspector::Entry& other : Entries()) {
+      if (other.device == entry.device) used.insert(other.header.offset);
+    }
+    // In the last segment that the device has begun: the epoch is that of its other slots.
+    const std::uint64_t stride = 2 * kDiskPage;
+    const std::uint64_t last = *used.rbegin();
+    disk::SlotHeader header = entry.header;
+    for (const StoreInspector::Entry& other : Entries()) {
+      if (other.device == entry.device && other.header.offset == last) {
+        header.epoch = other.header.epoch;
+      }
+    }
+    header.offset = last + stride;
+    ASSERT_EQ((last - disk::kSegmentsOffset) / kSegmentBytes,
+              (header.offset + stride - disk::kSegmentsOffset) / kSegmentBytes)
+        << "the segment is full";
+    header.sequence += 1000;
+    disk::Seal(header);
+    const std::string path = disk(static_cast<int>(entry.device));
+    const std::string payload =
+        Everything().at(path).substr(entry.header.offset + kDiskPage, kDiskPage);
+    std::string page(kDiskPage, 0);
+    disk::WritePage(header, std::as_writable_bytes(std::span(page)));
+    Write(path, header.offset, page + payload);
+    const auto opened = Catalog::Open(catalog(), StoreUuid());
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    const Catalog::Change put = {entry.device, header.offset, false, header};
+    ASSERT_TRUE((*opened)->Apply({&put, 1}, true).ok());
   }
   void FlipBit(const std::string& path, std::uint64_t offset) {
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
@@ -233,15 +278,96 @@ TEST_F(StoreInspectorTest, WhatWasPurgedIsVoidAndSound) {
   EXPECT_EQ(stats.purges[0].writes_since, 0U);
 }
 
+// The catalog names both, and both are right; a daemon takes the later one and uses the slot of the
+// other for something else.
+TEST_F(StoreInspectorTest, OfABlockThatWasWrittenAgainTheFormerPartIsCountedApart) {
+  MakeStore();
+  const StoreInspector::Entry victim = Entries()[5];
+  WriteAgain(victim);
+  const StoreVerdict verdict = Verify();
+  EXPECT_TRUE(verdict.sound());
+  EXPECT_EQ(verdict.right_parts, kBlocks);
+  EXPECT_EQ(verdict.right_bytes, kBlocks * 4096);
+  EXPECT_EQ(verdict.superseded_parts, 1U);
+  EXPECT_EQ(verdict.unlisted_parts, 0U);
+  EXPECT_EQ(verdict.catalog_entries, kBlocks + 1);
+  EXPECT_EQ(verdict.void_entries, 0U);
+
+  const StoreStats stats = (*Inspect())->Stats();
+  const StoreStats::Namespace& counts = stats.namespaces.at(fingerprint_);
+  EXPECT_EQ(counts.blocks, kBlocks);
+  EXPECT_EQ(counts.incomplete_blocks, 0U);
+  EXPECT_EQ(counts.parts, kBlocks);
+  EXPECT_EQ(counts.payload_bytes, kBlocks * 4096);
+  EXPECT_EQ(counts.superseded_parts, 1U);
+  EXPECT_EQ(stats.classes.at(4096).used_slots, kBlocks);
+
+  for (const StoreInspector::Entry& entry : Entries()) {
+    EXPECT_EQ(entry.is_void, entry.header == victim.header);
+  }
+  // A daemon says the same: nothing is lost, and one slot is free.
+  StartStore();
+  store_->Quiesce();
+  EXPECT_EQ(store_->GetStatus().disk.blocks, kBlocks);
+  EXPECT_EQ(store_->GetStatus().disk.used_bytes, kBlocks * 4096);
+}
+
+TEST_F(StoreInspectorTest, DamageOfASupersededPartLosesNothing) {
+  MakeStore();
+  const StoreInspector::Entry victim = Entries()[5];
+  WriteAgain(victim);
+  FlipBit(disk(static_cast<int>(victim.device)), victim.header.offset + kDiskPage + 99);
+  StoreVerdict verdict = Verify();
+  EXPECT_TRUE(verdict.sound());
+  EXPECT_EQ(verdict.superseded_parts, 1U);
+  EXPECT_EQ(verdict.right_parts, kBlocks);
+  // Nor where the slot holds nothing of the kind any more.
+  Write(disk(static_cast<int>(victim.device)), victim.header.offset, std::string(kDiskPage, 0));
+  verdict = Verify();
+  EXPECT_TRUE(verdict.sound());
+  EXPECT_EQ(verdict.superseded_parts, 0U);
+  EXPECT_EQ(verdict.void_entries, 1U);
+  EXPECT_EQ(verdict.right_parts, kBlocks);
+}
+
+TEST_F(StoreInspectorTest, DamageOfThePartThatCountsIsDamageWhateverWasThereBefore) {
+  MakeStore();
+  const StoreInspector::Entry victim = Entries()[5];
+  WriteAgain(victim);
+  StoreInspector::Entry again;
+  for (const StoreInspector::Entry& entry : Entries()) {
+    if (entry.header.key == victim.header.key && !entry.is_void) again = entry;
+  }
+  ASSERT_NE(again.header.offset, victim.header.offset);
+  FlipBit(disk(static_cast<int>(again.device)), again.header.offset + kDiskPage + 99);
+  const StoreVerdict verdict = Verify();
+  EXPECT_EQ(verdict.damaged_parts, 1U);
+  EXPECT_EQ(verdict.superseded_parts, 1U);
+  EXPECT_EQ(verdict.right_parts, kBlocks - 1);
+  ASSERT_EQ(verdict.damage.size(), 1U);
+  EXPECT_EQ(verdict.damage[0].offset, again.header.offset);
+}
+
+TEST_F(StoreInspectorTest, WithoutTheCatalogTheHeadersSayWhichWriteCounts) {
+  MakeStore();
+  WriteAgain(Entries()[5]);
+  fs::remove_all(catalog());
+  const StoreVerdict verdict = Verify();
+  EXPECT_EQ(verdict.superseded_parts, 1U);
+  EXPECT_EQ(verdict.right_parts, kBlocks);
+  EXPECT_EQ(verdict.unlisted_parts, kBlocks);
+  const StoreStats stats = (*Inspect())->Stats();
+  EXPECT_EQ(stats.namespaces.at(fingerprint_).blocks, kBlocks);
+  EXPECT_EQ(stats.namespaces.at(fingerprint_).superseded_parts, 1U);
+}
+
 // A crash between a payload's sectors: no catalog entry, a wrong checksum. Nobody was told that the
 // part was stored, so nothing is lost.
 TEST_F(StoreInspectorTest, AWriteThatWasCutShortIsVoidAndSound) {
   MakeStore();
   const StoreInspector::Entry victim = Entries()[5];
   {
-    const auto superblock =
-        disk::ParseSuperblock(std::as_bytes(std::span(Everything().at(disk(0)))).first(kDiskPage));
-    const auto opened = Catalog::Open(catalog(), superblock->store);
+    const auto opened = Catalog::Open(catalog(), StoreUuid());
     ASSERT_TRUE(opened.ok());
     const Catalog::Change erase = {victim.device, victim.header.offset, true, {}};
     ASSERT_TRUE((*opened)->Apply({&erase, 1}, true).ok());
