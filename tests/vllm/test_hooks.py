@@ -1,5 +1,5 @@
-"""The scheduler's half under sequences of hooks that no engine on processors produces: asynchronous scheduling (steps are
-planned before the one before has ended), drafts, preemption, and reports that come late."""
+"""The scheduler's half under sequences of hooks that were written by hand, after vLLM's sources: drafts, steps planned ahead,
+reports that come late. What a real engine called is in test_recorded_hooks.py."""
 
 import time
 from types import SimpleNamespace
@@ -10,79 +10,13 @@ from daemon import Daemon
 from kavern.vllm import settings
 from kavern.vllm.conversations import wish_of
 from kavern.vllm.events import KvEvents
-from kavern.vllm.identity import Identity, check_version
+from kavern.vllm.identity import check_version
 from kavern.vllm.link import Breaker
-from kavern.vllm.messages import Handshake, StepReport
-from kavern.vllm.scheduler import SchedulerSide
+from kavern.vllm.messages import StepReport
 from kavern.vllm.worker import is_trouble
+from played_scheduler import BLOCK, NULL, Request, Scheduler, store
 from vllm.distributed.kv_events import BlockRemoved, BlockStored
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
-
-BLOCK = 4
-NULL = 0
-
-
-class Request(SimpleNamespace):
-    def __init__(self, request_id: str, tokens, **more):
-        super().__init__(
-            request_id=request_id,
-            all_token_ids=list(tokens),
-            num_computed_tokens=0,
-            cache_salt=None,
-            lora_request=None,
-            mm_features=[],
-            prompt_embeds=None,
-            resumable=False,
-            skip_reading_prefix_cache=False,
-            block_hashes=[],
-            kv_transfer_params=None,
-        )
-        self.__dict__.update(more)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.all_token_ids)
-
-
-class Blocks(SimpleNamespace):
-    def get_block_ids(self):
-        return self.ids
-
-
-class Scheduler:
-    """What vLLM's scheduler does with the connector, step by step."""
-
-    def __init__(self, daemon, model: str, groups: int = 1, weight_transfer=None):
-        group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=BLOCK))
-        cache_config = SimpleNamespace(kv_cache_groups=[group] * groups)
-        options = settings.parse({"kavern.address": daemon.address})
-        vllm_config = SimpleNamespace(kv_events_config=None, weight_transfer_config=weight_transfer)
-        self.side = SchedulerSide(options, vllm_config, cache_config)
-        self.identity = Identity(
-            model, "w", "", "", "", "int8", BLOCK, 1, tuple([(1, "FULL_ATTENTION", 2, 256, 0, 0)] * groups)
-        )
-        self.side.handshake({(0, 0): Handshake(self.identity)})
-        self.pages: dict[str, tuple[list[int], ...]] = {}
-
-    def step(self, *scheduled):
-        """Plans a step of (request, tokens); then, as asynchronous scheduling does, counts them as computed at once."""
-        state = SimpleNamespace(get_block_ids=lambda request_id: self.pages[request_id])
-        tokens = {request.request_id: count for request, count in scheduled}
-        plan = self.side.plan(SimpleNamespace(num_scheduled_tokens=tokens, kv_connector_block_state=state))
-        for request, count in scheduled:
-            request.num_computed_tokens += count
-        return plan
-
-    def report(self, **what):
-        output = SimpleNamespace(finished_recving=set(), kv_connector_worker_meta=StepReport(**what))
-        self.side.report(output)
-
-    def admit(self, request, pages=None, local: int = 0) -> int:
-        external = self.side.matched_tokens(request, local)
-        count = (request.num_tokens + 8 * BLOCK) // BLOCK
-        self.pages[request.request_id] = pages or (list(range(1, count + 1)),)
-        self.side.allocated(request, Blocks(ids=self.pages[request.request_id]), external)
-        return external
 
 
 @pytest.fixture(scope="module")
@@ -99,20 +33,6 @@ def scheduler(daemon, request):
     scheduler = Scheduler(daemon, request.node.name)
     yield scheduler
     scheduler.side.close()
-
-
-def store(scheduler: Scheduler, daemon, tokens, blocks: int) -> list[bytes]:
-    """As another engine would."""
-    with kavern.Client(daemon.address) as client:
-        client.wait_until_attached()
-        namespace = client.open_namespace(scheduler.identity.spec(0))
-        chain = namespace.chain()
-        chain.append(list(tokens))
-        keys = chain.keys_between(0, blocks)
-        part = namespace.spec.layout.part_bytes()
-        for group in range(len(scheduler.identity.groups)):
-            assert not namespace.store(keys, [bytes(part)] * blocks, group=group).decline_reason
-        return keys
 
 
 def test_a_hit_stops_before_the_last_token(scheduler, daemon):

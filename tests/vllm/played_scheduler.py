@@ -1,0 +1,89 @@
+"""vLLM's scheduler as the connector's scheduler half sees it, played by hand or from a recording."""
+
+from types import SimpleNamespace
+
+import kavern
+from kavern.vllm import settings
+from kavern.vllm.identity import Identity
+from kavern.vllm.messages import Handshake, StepReport
+from kavern.vllm.scheduler import SchedulerSide
+
+BLOCK = 4
+NULL = 0
+
+
+class Request(SimpleNamespace):
+    def __init__(self, request_id: str, tokens, **more):
+        super().__init__(
+            request_id=request_id,
+            all_token_ids=list(tokens),
+            num_computed_tokens=0,
+            cache_salt=None,
+            lora_request=None,
+            mm_features=[],
+            prompt_embeds=None,
+            resumable=False,
+            skip_reading_prefix_cache=False,
+            block_hashes=[],
+            kv_transfer_params=None,
+        )
+        self.__dict__.update(more)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_token_ids)
+
+
+class Blocks(SimpleNamespace):
+    def get_block_ids(self):
+        return self.ids
+
+
+class Scheduler:
+    """What vLLM's scheduler does with the connector, step by step."""
+
+    def __init__(self, daemon, model: str, groups: int = 1, weight_transfer=None, block_tokens: int = BLOCK):
+        group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=block_tokens))
+        cache_config = SimpleNamespace(kv_cache_groups=[group] * groups)
+        options = settings.parse({"kavern.address": daemon.address})
+        vllm_config = SimpleNamespace(kv_events_config=None, weight_transfer_config=weight_transfer)
+        self.side = SchedulerSide(options, vllm_config, cache_config)
+        self.identity = Identity(
+            model, "w", "", "", "", "int8", block_tokens, 1, tuple([(1, "FULL_ATTENTION", 2, 256, 0, 0)] * groups)
+        )
+        self.side.handshake({(0, 0): Handshake(self.identity)})
+        self.pages: dict[str, tuple[list[int], ...]] = {}
+
+    def step(self, *scheduled):
+        """Plans a step of (request, tokens); then, as asynchronous scheduling does, counts them as computed at once."""
+        state = SimpleNamespace(get_block_ids=lambda request_id: self.pages[request_id])
+        tokens = {request.request_id: count for request, count in scheduled}
+        plan = self.side.plan(SimpleNamespace(num_scheduled_tokens=tokens, kv_connector_block_state=state))
+        for request, count in scheduled:
+            request.num_computed_tokens += count
+        return plan
+
+    def report(self, **what):
+        output = SimpleNamespace(finished_recving=set(), kv_connector_worker_meta=StepReport(**what))
+        self.side.report(output)
+
+    def admit(self, request, pages=None, local: int = 0) -> int:
+        external = self.side.matched_tokens(request, local)
+        count = (request.num_tokens + 8 * BLOCK) // BLOCK
+        self.pages[request.request_id] = pages or (list(range(1, count + 1)),)
+        self.side.allocated(request, Blocks(ids=self.pages[request.request_id]), external)
+        return external
+
+
+def store(scheduler: Scheduler, daemon, tokens, blocks: int) -> list[bytes]:
+    """As another engine would."""
+    with kavern.Client(daemon.address) as client:
+        client.wait_until_attached()
+        namespace = client.open_namespace(scheduler.identity.spec(0))
+        chain = namespace.chain()
+        chain.append(list(tokens))
+        keys = chain.keys_between(0, blocks)
+        part = namespace.spec.layout.part_bytes()
+        for group in range(len(scheduler.identity.groups)):
+            assert not namespace.store(keys, [bytes(part)] * blocks, group=group).decline_reason
+        return keys
