@@ -67,12 +67,13 @@ class TinyEngines:
         transfer: dict | None = None,
         ranks: int = 1,
         kv_events: str | None = None,
+        as_on_gpu: bool = False,
     ) -> list:
         """The answers of one engine; AssertionError with the errors of its log."""
         self._runs += 1
         log = self._directory / f"{self._runs}.log"
         plan = {"model": str(model), "steps": steps, "kv_transfer_config": transfer}
-        plan |= {"tensor_parallel_size": ranks, "kv_events": kv_events, "log": str(log)}
+        plan |= {"tensor_parallel_size": ranks, "kv_events": kv_events, "as_on_gpu": as_on_gpu, "log": str(log)}
         print(json.dumps(plan), file=self._server.stdin, flush=True)
         line = self._server.stdout.readline()
         answers = json.loads(line) if line else None

@@ -18,21 +18,24 @@ AMX = torch.cpu._is_amx_tile_supported()
 NEEDS_AMX = pytest.mark.skipif(not AMX, reason="vLLM computes MLA after a cached prefix only on processors with AMX")
 
 
-# Name, ranks, tokens per block, parts of the layout: (bytes of a slot, bytes of one layer of a block).
+# Name, ranks, tokens per block, parts of the layout: (bytes of a slot, bytes of one layer of a block). as_on_gpu: an
+# engine with asynchronous scheduling and V2's hooks is compared with one that has neither.
 @pytest.mark.parametrize(
-    "name, ranks, block_tokens, slot_bytes, layer_bytes, bounce",
+    "name, ranks, block_tokens, slot_bytes, layer_bytes, bounce, as_on_gpu",
     [
-        ("gqa", 1, 128, 4 * 32768, 32768, False),
-        ("gqa", 2, 128, 4 * 16384, 16384, False),
-        ("sliding", 1, 128, 4 * 32768, 32768, False),
-        ("hybrid", 1, 128, 2 * 32768, 32768, False),
-        ("hybrid", 1, 128, 2 * 32768, 32768, True),  # as with a KV cache on a GPU
-        pytest.param("mla", 1, 128, 4 * 147456, 147456, False, marks=NEEDS_AMX),
-        pytest.param("mla", 2, 128, 4 * 147456, 147456, False, marks=NEEDS_AMX),
+        ("gqa", 1, 128, 4 * 32768, 32768, False, False),
+        ("gqa", 2, 128, 4 * 16384, 16384, False, False),
+        ("sliding", 1, 128, 4 * 32768, 32768, False, False),
+        ("hybrid", 1, 128, 2 * 32768, 32768, False, False),
+        ("hybrid", 1, 128, 2 * 32768, 32768, True, False),  # as with a KV cache on a GPU
+        ("gqa", 1, 128, 4 * 32768, 32768, True, True),
+        ("hybrid", 1, 128, 2 * 32768, 32768, True, True),
+        pytest.param("mla", 1, 128, 4 * 147456, 147456, False, False, marks=NEEDS_AMX),
+        pytest.param("mla", 2, 128, 4 * 147456, 147456, False, False, marks=NEEDS_AMX),
     ],
 )
 def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
-    name, ranks, block_tokens, slot_bytes, layer_bytes, bounce, tmp_path, empty_daemon, tiny_engines
+    name, ranks, block_tokens, slot_bytes, layer_bytes, bounce, as_on_gpu, tmp_path, empty_daemon, tiny_engines
 ):
     model = tiny_models.write(name, tmp_path / "model")
     draw = random.Random(f"{ranks} {bounce}")
@@ -40,7 +43,7 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
     more = [draw.randrange(3, 500) for _ in range(MORE_TOKENS)]
 
     checked = transfer_config(empty_daemon.address, kavern_bounce=bounce)
-    (once,) = tiny_engines.run(model, [{"prompt": first}], checked, ranks)
+    (once,) = tiny_engines.run(model, [{"prompt": first}], checked, ranks, as_on_gpu=as_on_gpu)
     second = first + once["tokens"] + more
     earlier, expected = tiny_engines.run(model, [{"prompt": first}, {"prompt": second}], None, ranks)
     assert earlier["tokens"] == once["tokens"]
@@ -58,7 +61,7 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
         "item_bytes": 2,
     }
     got, damaged, changed = tiny_engines.run(
-        model, [{"prompt": second}, {"damage": damage}, {"prompt": second}], unchecked, ranks
+        model, [{"prompt": second}, {"damage": damage}, {"prompt": second}], unchecked, ranks, as_on_gpu=as_on_gpu
     )
     assert got["cached"] == hit
     assert got["told"]["kavern"]["hit_tokens"]["ram"] == hit
@@ -73,16 +76,18 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
 # A failed load is recomputed from where the engine still has what that needs: of a sliding window the pages before the
 # hit's window were never there.
 @pytest.mark.parametrize(
-    "name, slot_bytes, bounce",
+    "name, slot_bytes, bounce, as_on_gpu",
     [
-        ("gqa", 4 * 32768, False),
-        ("gqa", 4 * 32768, True),
-        ("sliding", 4 * 32768, False),
-        ("hybrid", 2 * 32768, False),
+        ("gqa", 4 * 32768, False, False),
+        ("gqa", 4 * 32768, True, False),
+        ("gqa", 4 * 32768, True, True),
+        ("sliding", 4 * 32768, False, False),
+        ("hybrid", 2 * 32768, False, False),
+        ("hybrid", 2 * 32768, True, True),
     ],
 )
 def test_after_a_failed_load_the_answer_is_that_of_a_computed_prompt(
-    name, slot_bytes, bounce, tmp_path, empty_daemon, tiny_engines
+    name, slot_bytes, bounce, as_on_gpu, tmp_path, empty_daemon, tiny_engines
 ):
     model = tiny_models.write(name, tmp_path / "model")
     draw = random.Random(f"{name} {bounce}")
@@ -94,7 +99,9 @@ def test_after_a_failed_load_the_answer_is_that_of_a_computed_prompt(
     last_block = {"slot": hit // 128 - 1, "first": 32768, "length": 32768}
     damage = {"daemon_pid": empty_daemon.process.pid, "slot_bytes": slot_bytes, "item_bytes": 2, **last_block}
     transfer = transfer_config(empty_daemon.address, kavern_bounce=bounce)
-    _, damaged, got = tiny_engines.run(model, [{"prompt": first}, {"damage": damage}, {"prompt": second}], transfer)
+    _, damaged, got = tiny_engines.run(
+        model, [{"prompt": first}, {"damage": damage}, {"prompt": second}], transfer, as_on_gpu=as_on_gpu
+    )
     assert damaged["damaged"] > 0
     assert got["told"]["kavern"]["miss"] == "a load failed"
     # Computed in another split: near, not equal.

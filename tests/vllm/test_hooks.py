@@ -1,5 +1,5 @@
-"""The scheduler's half under sequences of hooks that were written by hand, after vLLM's sources: drafts, steps planned ahead,
-reports that come late. What a real engine called is in test_recorded_hooks.py."""
+"""The scheduler's half under sequences of hooks that were written by hand, after vLLM's sources: drafts, steps planned
+ahead, reports that come late. What a real engine called is in test_recorded_hooks.py."""
 
 import time
 from types import SimpleNamespace

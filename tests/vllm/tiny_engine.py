@@ -2,7 +2,7 @@
 
 Reads plans from stdin, one line of JSON each, and answers each with one line:
 
-    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "steps": [...], "log": path}
+    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "as_on_gpu", "steps": [...], "log": path}
         ->  [answers], or null: see the log
 
 A step is {"prompt": [token ids]} or {"damage": arguments of damage.flip_signs}; before a damage step the engine forgets
@@ -58,6 +58,7 @@ def _run(plan: dict, answers: int) -> None:
 
 
 def _answers(plan: dict) -> list:
+    import as_on_gpu
     from vllm import LLM, SamplingParams
     from vllm.config import KVEventsConfig, KVTransferConfig
 
@@ -74,6 +75,7 @@ def _answers(plan: dict) -> list:
         tensor_parallel_size=ranks,
         kv_transfer_config=KVTransferConfig(**transfer) if transfer else None,
         kv_events_config=KVEventsConfig(enable_kv_cache_events=True, endpoint=events) if events else None,
+        distributed_executor_backend=as_on_gpu.Executor if plan.get("as_on_gpu") else None,
     )
     sampling = SamplingParams(temperature=0, max_tokens=16, logprobs=5, detokenize=False, ignore_eos=True)
     answers = []
@@ -92,6 +94,8 @@ def _answers(plan: dict) -> list:
                 "told": result.kv_transfer_params,
             }
         )
+    if plan.get("as_on_gpu"):
+        as_on_gpu.check(engine.llm_engine.engine_core.engine_core)
     return answers
 
 
