@@ -22,6 +22,7 @@
 #include "base/units.h"
 #include "proto/kavern/v1/shm_layout.h"
 #include "service/call_metrics.h"
+#include "service/degraded.h"
 #include "service/grpc_server.h"
 #include "service/http_server.h"
 #include "service/node_metrics.h"
@@ -267,60 +268,10 @@ class DaemonImpl final : public Daemon {
   // Why no traffic should come; empty: it may. A RAM tier that still fills serves what it has.
   std::string NotReady() const { return draining_ ? "draining" : ""; }
 
-  std::vector<std::string> Degraded() const {
-    std::vector<std::string> degraded;
-    const tiers::StoreStatus status = store_->GetStatus();
-    if (!status.pool.waiting_for.empty()) {
-      degraded.push_back(absl::StrCat("ram: ", FormatBytes(status.pool.existing_bytes), " of ",
-                                      FormatBytes(status.pool.capacity_bytes),
-                                      " populated; waiting for ", status.pool.waiting_for));
-    }
-    if (config_.ram.huge_pages != "off" && status.pool.ready_bytes > 0 &&
-        status.pool.huge_page_bytes == 0) {
-      degraded.push_back(
-          "ram.huge_pages: the kernel gives none, copies are slower; see kavern doctor");
-    }
-    const tiers::DiskStatus& disk = status.disk;
-    if (!disk.failure.empty()) {
-      degraded.push_back(absl::StrCat("nvme: out of use: ", disk.failure));
-    }
-    if (!disk.catalog_failure.empty()) {
-      degraded.push_back(absl::StrCat("nvme.catalog: nothing new is kept on disk until the next ",
-                                      "start: ", disk.catalog_failure));
-    }
-    if (disk.unreadable_segments > 0) {
-      degraded.push_back(absl::StrCat("nvme segments: ", disk.unreadable_segments,
-                                      " cannot be read, their blocks are misses"));
-    }
-    if (disk.configured && config_.nvme.io == "auto" && disk.method != "io_uring") {
-      degraded.push_back(
-          "nvme.io: the kernel refuses io_uring, threads take over; see kavern doctor");
-    }
-    if (disk.waits_for_budget) {
-      degraded.push_back(absl::StrCat("nvme.write_budget: used up; ", disk.write_back_blocks,
-                                      " blocks wait in RAM"));
-    }
-    for (const tiers::DeviceFacts& device : disk.devices) {
-      if (!device.healthy) {
-        degraded.push_back(absl::StrCat("nvme device ", device.path,
-                                        ": out of use, its blocks are ",
-                                        "misses: ", device.last_error));
-      }
-      if (!device.io.registration_refusal.empty()) {
-        degraded.push_back(absl::StrCat("nvme registration on ", device.path, ": I/O costs more ",
-                                        "processor time: ", device.io.registration_refusal));
-      }
-    }
-    if (disk.recovering) degraded.push_back("nvme recovery: what is on disk is still being read");
-    if (status.namespaces_degraded > 0) {
-      degraded.push_back(absl::StrCat("directory: ", status.namespaces_degraded,
-                                      " namespaces lack keys in theirs, which match as misses"));
-    }
-    return degraded;
-  }
+  std::vector<Degradation> Degraded() const { return Degradations(config_, store_->GetStatus()); }
 
   void HousekeepingLoop() {
-    std::vector<std::string> known;
+    std::vector<Degradation> known;
     for (;;) {
       {
         MutexLock lock(mu_);
@@ -334,31 +285,16 @@ class DaemonImpl final : public Daemon {
     }
   }
 
-  // Each degradation once when it begins and once when it ends. Numbers in the sentence move: its
-  // kind, up to the colon, does not.
-  static void LogDegradedChange(const std::vector<std::string>& before,
-                                const std::vector<std::string>& after, bool begins) {
-    const auto kind = [](const std::string& sentence) {
-      return sentence.substr(0, sentence.find(':'));
-    };
-    for (const std::string& sentence : after) {
-      const bool same = std::any_of(before.begin(), before.end(), [&](const std::string& other) {
-        return kind(other) == kind(sentence);
-      });
-      if (same) continue;
-      if (begins) {
-        spdlog::warn("degraded: {}", sentence);
-      } else {
-        spdlog::info("no longer degraded: {}", kind(sentence));
-      }
+  // Each once when it begins and once when it ends.
+  void LogDegraded(std::vector<Degradation>* known) const {
+    std::vector<Degradation> now = Degraded();
+    for (const Degradation& begun : NotAmong(now, *known)) {
+      spdlog::warn("degraded: {}", begun.Sentence());
     }
-  }
-
-  void LogDegraded(std::vector<std::string>* known) const {
-    std::vector<std::string> degraded = Degraded();
-    LogDegradedChange(*known, degraded, true);
-    LogDegradedChange(degraded, *known, false);
-    *known = std::move(degraded);
+    for (const Degradation& ended : NotAmong(*known, now)) {
+      spdlog::info("no longer degraded: {}", ended.what);
+    }
+    *known = std::move(now);
   }
 
   void StopHousekeeping() {

@@ -251,22 +251,10 @@ void AddStoreCounters(const tiers::StoreCounters& counters, std::vector<MetricFa
 
 }  // namespace
 
-NodeMetrics::NodeMetrics(const tiers::TieredStore& store, const SessionTable& sessions,
-                         const AttachServer& attach, std::vector<NamedLimit> limits,
-                         std::function<std::vector<std::string>()> degraded,
-                         std::function<std::uint64_t()> calls_in_progress)
-    : store_(store),
-      sessions_(sessions),
-      attach_(attach),
-      limits_(std::move(limits)),
-      degraded_(std::move(degraded)),
-      calls_in_progress_(std::move(calls_in_progress)) {}
-
-std::vector<MetricFamily> NodeMetrics::Collect() const {
+std::vector<MetricFamily> StoreMetrics(const tiers::StoreStatus& status,
+                                       const tiers::StoreCounters& counters) {
   std::vector<MetricFamily> families;
-  const tiers::StoreStatus status = store_.GetStatus();
   AddRam(status, families);
-  const tiers::StoreCounters counters = store_.GetCounters();
   if (status.disk.configured) {
     AddDisk(status.disk, families);
     // What the tier costs the disks for what it gives; 0 while it has given nothing.
@@ -277,6 +265,33 @@ std::vector<MetricFamily> NodeMetrics::Collect() const {
                               MetricType::Gauge, useful > 0 ? written / useful : 0));
   }
   AddStoreCounters(counters, families);
+  return families;
+}
+
+std::vector<MetricFamily> DegradedMetrics(const std::vector<Degradation>& degraded) {
+  MetricFamily features =
+      Family("kavern_degraded_feature",
+             "1 for each that does not work as configured; the log says why.", MetricType::Gauge);
+  for (const Degradation& one : degraded) AddSample(features, 1, {{"what", one.what}});
+  return {
+      Gauge("kavern_degraded", "How many features do not work as configured; the log names them.",
+            degraded.size()),
+      std::move(features)};
+}
+
+NodeMetrics::NodeMetrics(const tiers::TieredStore& store, const SessionTable& sessions,
+                         const AttachServer& attach, std::vector<NamedLimit> limits,
+                         std::function<std::vector<Degradation>()> degraded,
+                         std::function<std::uint64_t()> calls_in_progress)
+    : store_(store),
+      sessions_(sessions),
+      attach_(attach),
+      limits_(std::move(limits)),
+      degraded_(std::move(degraded)),
+      calls_in_progress_(std::move(calls_in_progress)) {}
+
+std::vector<MetricFamily> NodeMetrics::Collect() const {
+  std::vector<MetricFamily> families = StoreMetrics(store_.GetStatus(), store_.GetCounters());
 
   const SessionTable::Totals sessions = sessions_.GetTotals();
   MetricFamily by_state = Family("kavern_sessions",
@@ -306,9 +321,7 @@ std::vector<MetricFamily> NodeMetrics::Collect() const {
               attach.accept_pauses));
 
   families.push_back(Gauge("kavern_calls_in_progress", "RPCs in progress.", calls_in_progress_()));
-  families.push_back(Gauge("kavern_degraded",
-                           "How many features do not work as configured; the log names them.",
-                           degraded_().size()));
+  for (MetricFamily& family : DegradedMetrics(degraded_())) families.push_back(std::move(family));
   MetricFamily limits =
       Family("kavern_limit", "Configured limits, by config key.", MetricType::Gauge);
   for (const auto& [name, value] : limits_) AddSample(limits, value, {{"name", name}});

@@ -345,7 +345,7 @@ void RequestHandlers::FillNodeStatus(v1::GetStatusResponse* response) const {
   response->set_leases(totals.leases);
   response->set_quarantined_bytes(totals.quarantined_bytes);
   if (!node_.degraded) return;
-  for (const std::string& sentence : node_.degraded()) response->add_degraded(sentence);
+  for (const Degradation& one : node_.degraded()) response->add_degraded(one.Sentence());
 }
 
 void RequestHandlers::FillTenantStatus(const std::string& tenant,

@@ -18,6 +18,7 @@
 #include "kavern/v1/admin.pb.h"
 #include "kavern/v1/kavern.pb.h"
 #include "service/byte_budget.h"
+#include "service/degraded.h"
 #include "service/proto_conversions.h"
 #include "service/session/session.h"
 #include "service/session/session_table.h"
@@ -40,7 +41,7 @@ class RequestHandlers {
     std::string incarnation;  // 16 bytes
     SteadyTime started;
     std::function<bool()> ready;
-    std::function<std::vector<std::string>()> degraded;
+    std::function<std::vector<Degradation>()> degraded;
   };
 
   RequestHandlers(tiers::TieredStore& store, SessionTable& sessions, RequestLimits limits,

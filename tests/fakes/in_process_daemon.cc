@@ -35,7 +35,7 @@ struct InProcessDaemon::Node {
                               .incarnation = std::string(16, 'i'),
                               .started = Clock::System().Now(),
                               .ready = [] { return true; },
-                              .degraded = [] { return std::vector<std::string>(); }});
+                              .degraded = [] { return std::vector<service::Degradation>(); }});
     attach->Start();
   }
 

@@ -48,7 +48,10 @@ TestNode::TestNode(const TestNodeOptions& options)
                             .incarnation = std::string(16, 'i'),
                             .started = Clock::System().Now(),
                             .ready = [] { return true; },
-                            .degraded = [] { return std::vector<std::string>{"a sentence"}; }});
+                            .degraded =
+                                [] {
+                                  return std::vector<Degradation>{{"a feature", "fails"}};
+                                }});
   attach_->Start();
 }
 
