@@ -24,6 +24,8 @@ absl::Status OpenError(int error, const std::string& path) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, ": its file system has no direct I/O (O_DIRECT)"));
   }
+  // The kernel makes a file system read-only that has errors.
+  if (error == EROFS) return absl::UnavailableError(ErrnoStatus(error, path).message());
   return ErrnoStatus(error, path);
 }
 
@@ -69,7 +71,8 @@ std::uint64_t DiskIo::Bytes() const {
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options) {
   const std::string& path = options.path;
   const std::uint64_t size_bytes = options.size_bytes;
-  UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600));
+  const int create = options.create ? O_CREAT : 0;
+  UniqueFd fd(open(path.c_str(), O_RDWR | create | O_DIRECT | O_CLOEXEC, 0600));
   if (!fd.valid()) return OpenError(errno, path);
   KAVERN_RETURN_IF_ERROR(LockFile(fd.get(), path, options.lock_patience));
   struct stat facts {};

@@ -103,6 +103,7 @@ class BlockDevice {
 
 struct BlockDeviceOptions {
   std::string path;
+  bool create = true;            // false: NotFound where there is no such file
   std::uint64_t size_bytes = 0;  // a multiple of kDiskPage
   int depth = 32;                // I/O that the kernel has at a time
   // Beyond either, what is submitted ends as ResourceExhausted.
@@ -124,10 +125,11 @@ struct BlockDeviceOptions {
   const Clock* clock = &Clock::System();  // of the deadlines
 };
 
-// A file of exactly `size_bytes`, made where there is none, its space reserved; or a block device
-// at least as large. Opened for direct I/O and locked: no two processes have it. The errors name
-// the path: FailedPrecondition (another process has it; its file system has no direct I/O),
-// ResourceExhausted (no space), InvalidArgument (size), otherwise what the system said.
+// A file of exactly `size_bytes`, made where there is none and `create` says so, its space
+// reserved; or a block device at least as large. Opened for direct I/O and locked: no two processes
+// have it. The errors name the path: FailedPrecondition (another process has it; its file system
+// has no direct I/O), ResourceExhausted (no space), InvalidArgument (size), Unavailable (its file
+// system is read-only), NotFound, otherwise what the system said.
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options);
 
 // io_uring where the kernel has it and allows it, else threads; method() tells.

@@ -65,6 +65,11 @@ void DiskDevices::AddFailed(std::string path, const absl::Status& why) {
   devices_.push_back({std::move(path), nullptr, 0, true, std::string(why.message())});
 }
 
+void DiskDevices::PutIn(std::uint32_t device, std::unique_ptr<BlockDevice> opened) {
+  Device& one = devices_[device];
+  one = {std::move(one.path), std::move(opened), 0, false, ""};
+}
+
 void DiskDevices::TakeOut(std::uint32_t device, const absl::Status& why) {
   MutexLock lock(mu_);
   Device& one = devices_[device];
@@ -168,10 +173,15 @@ bool DiskDevices::all_out() const {
   return std::all_of(devices_.begin(), devices_.end(), [](const Device& one) { return one.out; });
 }
 
-std::string DiskDevices::first_failure() const {
+std::string DiskDevices::failure(std::uint32_t device) const {
   MutexLock lock(mu_);
-  for (const Device& one : devices_) {
-    if (one.out) return absl::StrCat(one.path, " is out of use (", one.last_error, ")");
+  const Device& one = devices_[device];
+  return one.out ? absl::StrCat(one.path, " is out of use (", one.last_error, ")") : "";
+}
+
+std::string DiskDevices::first_failure() const {
+  for (std::uint32_t device = 0; device < size(); ++device) {
+    if (std::string failure = this->failure(device); !failure.empty()) return failure;
   }
   return "";
 }

@@ -49,12 +49,15 @@ class Together {
   absl::Status first_error_ KAVERN_GUARDED_BY(mu_);
 };
 
-// Thread-safe, but for Add() and SetOnFailed(), which come before everything else.
+// Thread-safe, but for Add(), AddFailed(), PutIn() and SetOnFailed(), which come before everything
+// else.
 class DiskDevices {
  public:
   void Add(std::string path, std::unique_ptr<BlockDevice> device);
   // One that cannot be opened: it is out from the beginning.
   void AddFailed(std::string path, const absl::Status& why);
+  // In place of one that could not be opened.
+  void PutIn(std::uint32_t device, std::unique_ptr<BlockDevice> opened);
   // As after a failure, but SetOnFailed()'s is not called. A device that is out keeps its reason.
   void TakeOut(std::uint32_t device, const absl::Status& why);
   // Called once for each device that fails, in a thread of that device, before the I/O that showed
@@ -77,8 +80,9 @@ class DiskDevices {
   bool healthy(std::uint32_t device) const;
   bool all_healthy() const;
   bool all_out() const;
-  // The path of the first that is out and why it is; empty: none is.
-  std::string first_failure() const;
+  // "PATH is out of use (WHY)"; empty: it is not.
+  std::string failure(std::uint32_t device) const;
+  std::string first_failure() const;  // of the first that is out
   std::vector<DeviceFacts> facts() const;
 
  private:

@@ -208,7 +208,13 @@ class DiskStore {
   explicit DiskStore(DiskStoreOptions options);
   absl::Status OpenParts();
   absl::Status OpenDevices();
-  absl::Status ReadSuperblocks(std::vector<bool>* is_new);
+  absl::StatusOr<std::unique_ptr<BlockDevice>> OpenDevice(std::uint32_t device, bool create);
+  // The files that there are not, where no device holds blocks; they are new then. Unavailable
+  // where a device fails, beside which no store is made.
+  absl::Status MakeAbsent(const std::vector<bool>& is_absent, std::vector<bool>* is_new);
+  // Which devices are empty, and are to be made the store's; true: there is a store that holds
+  // blocks, beside which none is.
+  absl::StatusOr<bool> ReadSuperblocks(std::vector<bool>* is_new);
   // Every device is out, and none is touched: what is on them cannot be served as it is.
   void TakeAllOut(const absl::Status& why);
   absl::Status EveryDeviceFailed() const;
@@ -219,8 +225,8 @@ class DiskStore {
   // nullopt: it has none, being empty.
   absl::StatusOr<std::optional<disk::Superblock>> ReadSuperblock(std::uint32_t device);
   absl::Status CheckSuperblock(std::uint32_t device, const disk::Superblock& block);
-  // Formatted, and nothing was ever written.
-  absl::StatusOr<bool> HoldsNothing(std::uint32_t device);
+  // Formatted, and nothing was ever written. False where that cannot be read.
+  bool HoldsNothing(std::uint32_t device);
   absl::Status WriteSuperblocks(std::uint32_t device);
   absl::Status FormatDevice(std::uint32_t device);
   absl::Status LoadPurges();

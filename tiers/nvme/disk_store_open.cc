@@ -75,33 +75,38 @@ void DiskStore::TakeAllOut(const absl::Status& why) {
   catalog_.reset();
 }
 
+absl::StatusOr<std::unique_ptr<BlockDevice>> DiskStore::OpenDevice(std::uint32_t device,
+                                                                   bool create) {
+  BlockDeviceOptions open;
+  open.path = options_.devices[device].path;
+  open.create = create;
+  open.size_bytes = options_.devices[device].capacity_bytes / kDiskPage * kDiskPage;
+  open.depth = options_.queue_depth;
+  open.io_uring = options_.io_uring;
+  open.lock_patience = options_.lock_patience;
+  open.clock = options_.clock;
+  return options_.open(open);
+}
+
 absl::Status DiskStore::OpenDevices() {
-  for (const DiskStoreOptions::Device& device : options_.devices) {
-    BlockDeviceOptions open;
-    open.path = device.path;
-    open.size_bytes = device.capacity_bytes / kDiskPage * kDiskPage;
-    open.depth = options_.queue_depth;
-    open.io_uring = options_.io_uring;
-    open.lock_patience = options_.lock_patience;
-    open.clock = options_.clock;
-    auto opened = options_.open(open);
+  // Nothing is made before it is known whether there is a store: where a file system is not
+  // mounted, its file would be made on another one.
+  std::vector<bool> is_absent(options_.devices.size(), false);
+  for (std::uint32_t device = 0; device < options_.devices.size(); ++device) {
+    auto opened = OpenDevice(device, /*create=*/false);
     if (opened.ok()) {
-      devices_.Add(device.path, *std::move(opened));
+      devices_.Add(options_.devices[device].path, *std::move(opened));
     } else if (IsDeviceFailure(opened.status())) {
-      devices_.AddFailed(device.path, opened.status());
+      is_absent[device] = absl::IsNotFound(opened.status());
+      devices_.AddFailed(options_.devices[device].path, opened.status());
     } else {
       return opened.status();
     }
   }
   std::vector<bool> is_new(devices_.size(), false);
-  KAVERN_RETURN_IF_ERROR(ReadSuperblocks(&is_new));
+  KAVERN_ASSIGN_OR_RETURN(const bool holds_blocks, ReadSuperblocks(&is_new));
+  if (!holds_blocks) KAVERN_RETURN_IF_ERROR(MakeAbsent(is_absent, &is_new));
   if (devices_.all_out()) return EveryDeviceFailed();
-  const bool some_new = std::find(is_new.begin(), is_new.end(), true) != is_new.end();
-  if (some_new && !devices_.all_healthy()) {
-    // The one that is out would find itself with others that hold blocks of another store.
-    return absl::UnavailableError(
-        absl::StrCat("the store cannot be made while ", devices_.first_failure()));
-  }
   if (uuid_ == disk::Uuid{}) uuid_ = NewUuid();
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (is_new[device]) KAVERN_RETURN_IF_ERROR(FormatDevice(device));
@@ -109,8 +114,34 @@ absl::Status DiskStore::OpenDevices() {
   return absl::OkStatus();
 }
 
-absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
-  bool some_old = false;
+absl::Status DiskStore::MakeAbsent(const std::vector<bool>& is_absent, std::vector<bool>* is_new) {
+  const auto any = [](const std::vector<bool>& devices) {
+    return std::find(devices.begin(), devices.end(), true) != devices.end();
+  };
+  if (!any(is_absent) && !any(*is_new)) return absl::OkStatus();
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if (is_absent[device] || devices_.healthy(device)) continue;
+    // It would find itself with others that hold blocks of another store.
+    return absl::UnavailableError(
+        absl::StrCat("the store cannot be made while ", devices_.failure(device)));
+  }
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if (!is_absent[device]) continue;
+    auto made = OpenDevice(device, /*create=*/true);
+    if (!made.ok()) {
+      // There is nothing to be served without it: a mistake of the configuration.
+      return absl::FailedPreconditionError(
+          absl::StrCat(made.status().message(), ": the file cannot be made"));
+    }
+    devices_.PutIn(device, *std::move(made));
+    (*is_new)[device] = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
+  bool holds_blocks = false;
+  std::vector<std::uint32_t> old;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (!devices_.healthy(device)) continue;
     const auto read = ReadSuperblock(device);
@@ -124,22 +155,23 @@ absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
       (*is_new)[device] = true;
       continue;
     }
-    some_old = true;
+    old.push_back(device);
     KAVERN_RETURN_IF_ERROR(CheckSuperblock(device, *block));
   }
-  const bool some_new = std::find(is_new->begin(), is_new->end(), true) != is_new->end();
-  if (!some_new || !some_old) return absl::OkStatus();
-  // A crash in the midst of making the store leaves such a mixture, with nothing in it.
+  if (old.size() == devices_.size()) return true;
+  // A crash in the midst of making the store leaves devices that hold nothing beside empty ones.
+  for (const std::uint32_t device : old) holds_blocks = holds_blocks || !HoldsNothing(device);
+  if (!holds_blocks) return false;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
-    if ((*is_new)[device] || !devices_.healthy(device)) continue;
-    KAVERN_ASSIGN_OR_RETURN(const bool nothing, HoldsNothing(device));
-    if (!nothing) {
-      // Blocks that were striped onto the lost device are found to be missing one by one.
-      return absl::FailedPreconditionError(
-          "devices: some are empty and some hold a store; remove the others' files to begin anew");
-    }
+    if (!(*is_new)[device]) continue;
+    (*is_new)[device] = false;
+    devices_.TakeOut(device, absl::FailedPreconditionError(absl::StrCat(
+                                 options_.devices[device].path,
+                                 ": is empty, while the store's other devices hold blocks. Mount "
+                                 "what is not mounted; or, if the disk was replaced, remove the "
+                                 "other devices' files and the catalog to begin anew")));
   }
-  return absl::OkStatus();
+  return true;
 }
 
 absl::StatusOr<std::optional<disk::Superblock>> DiskStore::ReadSuperblock(std::uint32_t device) {
@@ -195,9 +227,9 @@ absl::Status DiskStore::CheckSuperblock(std::uint32_t device, const disk::Superb
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> DiskStore::HoldsNothing(std::uint32_t device) {
+bool DiskStore::HoldsNothing(std::uint32_t device) {
   const DiskPages pages(2 * disk::kPurgePages);
-  KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kRead, disk::kPurgePagesOffset, pages.all()));
+  if (!ReadPages(device, disk::kPurgePagesOffset, pages.all())) return false;
   for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
     const auto page = disk::ParsePurgePage(pages.page(i));
     if (!page.ok() || page->count > 0) return false;
