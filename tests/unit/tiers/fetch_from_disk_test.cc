@@ -463,11 +463,13 @@ TEST_F(FetchFromDiskTest, FetchesOfManyThreadsComeBackRight) {
   const NamespaceRef ns = Prepare();
   gate_.Open();
   std::vector<std::thread> threads;
+  // What is being told while it is cancelled ends afterwards.
+  std::vector<Events> told(std::size_t{4} * 50);
   for (std::uint32_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (std::uint32_t round = 0; round < 50; ++round) {
         const auto keys = std::span(keys_).subspan((t * 13 + round * 7) % 56, 8);
-        Events events;
+        Events& events = told[t * 50 + round];
         FetchTicket ticket = Begin(ns, keys, events);
         if (round % 5 == 0) {
           ticket.Cancel();
@@ -479,6 +481,7 @@ TEST_F(FetchFromDiskTest, FetchesOfManyThreadsComeBackRight) {
   }
   for (std::thread& thread : threads) thread.join();
   store_->Quiesce();
+  told.clear();
   EXPECT_EQ(store_->GetStatus().leased_bytes, 0U);
 }
 
