@@ -16,6 +16,13 @@ using client::Attachment;
 using client::CallContext;
 using client::ClientCore;
 
+namespace {
+
+// As many fetches or stores at a time share what a session may pin.
+constexpr std::uint64_t kFetchesPerQuota = 4;
+
+}  // namespace
+
 NamespaceImpl::NamespaceImpl(ClientImpl& client, const NamespaceSpec& spec)
     : client_(client), spec_(spec) {}
 
@@ -48,6 +55,7 @@ absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment
   if (!opened_) fingerprint_ = fingerprint;
   opened_ = true;
   keys_per_request_max_ = std::max<std::uint32_t>(1, response.keys_per_request_max());
+  lease_bytes_max_ = response.lease_bytes_max();
   const v1::ConversationLimits& limits = response.conversation_limits();
   conversation_limits_ = {limits.priority_max(), std::chrono::milliseconds(limits.ttl_ms_max()),
                           std::chrono::milliseconds(limits.ttl_ms_default())};
@@ -74,6 +82,14 @@ absl::Status NamespaceImpl::CheckPart(std::uint32_t shard, std::uint32_t group) 
                      spec_.layout.shard_count, ", ", spec_.layout.groups.size()));
   }
   return absl::OkStatus();
+}
+
+std::size_t NamespaceImpl::KeysPerRequest(std::uint32_t group) const {
+  const std::size_t allowed = keys_per_request_max_;
+  const std::uint64_t lease_bytes_max = lease_bytes_max_;
+  if (lease_bytes_max == 0) return allowed;
+  const std::uint64_t pinned = lease_bytes_max / kFetchesPerQuota / spec_.layout.SlotBytes(group);
+  return std::clamp<std::uint64_t>(pinned, 1, allowed);
 }
 
 template <typename Buffer>
@@ -288,8 +304,7 @@ absl::StatusOr<StoreResult> NamespaceImpl::Store(const StoreRequest& request,
   const SteadyTime until = client_.core()->Until(request.deadline);
   StoreRequest batch = request;
   for (std::size_t done = 0; done < request.keys.size();) {
-    const std::size_t count =
-        std::min<std::size_t>(request.keys.size() - done, keys_per_request_max_);
+    const std::size_t count = std::min(request.keys.size() - done, KeysPerRequest(request.group));
     batch.keys = request.keys.subspan(done, count);
     if (done > 0) batch.parent = request.keys[done - 1];
     batch.deadline = client::Left(until);
@@ -342,20 +357,14 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
   FetchResult total;
   const SteadyTime until = client_.core()->Until(request.deadline);
   FetchRequest batch = request;
-  std::size_t batch_max = keys_per_request_max_;
   for (std::size_t done = 0; done < request.keys.size();) {
-    const std::size_t count = std::min(request.keys.size() - done, batch_max);
+    const std::size_t count = std::min(request.keys.size() - done, KeysPerRequest(request.group));
     batch.keys = request.keys.subspan(done, count);
     batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
-    auto fetched = UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
-                                    : FetchBatch(batch, batch_buffers, pieces);
-    if (absl::IsResourceExhausted(fetched.status()) && count > 1) {
-      // More than this session may have under lease at a time: what was copied is given back.
-      batch_max = (count + 1) / 2;
-      continue;
-    }
-    KAVERN_ASSIGN_OR_RETURN(const FetchResult result, std::move(fetched));
+    KAVERN_ASSIGN_OR_RETURN(const FetchResult result,
+                            UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
+                                             : FetchBatch(batch, batch_buffers, pieces));
     total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
     total.tiers.insert(total.tiers.end(), result.tiers.begin(), result.tiers.end());
     total.fetched_blocks += result.fetched_blocks;

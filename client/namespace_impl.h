@@ -58,7 +58,10 @@ class NamespaceImpl final : public Namespace {
   // Calls `on_ready` on this thread, as parts become readable.
   absl::StatusOr<FetchLease> FetchEach(const FetchRequest& request, const OnReady& on_ready);
 
-  // One request's worth: at most keys_per_request_max keys.
+  // Keys of one request: what the daemon allows, and no more than a part of what the session may
+  // pin, of which other threads need some, too.
+  std::size_t KeysPerRequest(std::uint32_t group) const;
+  // One request's worth: at most KeysPerRequest() keys.
   absl::StatusOr<StoreResult> StoreBatch(const StoreRequest& request,
                                          std::span<const ConstBuffer> buffers, std::size_t pieces);
   absl::StatusOr<FetchResult> FetchBatch(const FetchRequest& request,
@@ -74,6 +77,7 @@ class NamespaceImpl final : public Namespace {
   NamespaceFingerprint
       fingerprint_;  // set by the first OpenOn, before anybody else sees the object
   std::atomic<std::uint32_t> keys_per_request_max_ = 1;
+  std::atomic<std::uint64_t> lease_bytes_max_ = 0;  // of the session; 0: the daemon does not tell
 
   mutable Mutex mu_;
   std::weak_ptr<client::Attachment> opened_on_ KAVERN_GUARDED_BY(mu_);

@@ -126,6 +126,7 @@ absl::Status RequestHandlers::OpenNamespace(Session& session,
   response->set_fingerprint(Bytes(fingerprint));
   response->set_part_bytes_max(slot_bytes_max);
   response->set_keys_per_request_max(static_cast<std::uint32_t>(limits_.keys_per_request_max));
+  response->set_lease_bytes_max(session.LeaseBytesMax());
   const tiers::ConversationOptions& conversations = store_.conversation_options();
   v1::ConversationLimits* limits = response->mutable_conversation_limits();
   limits->set_priority_max(conversations.priority_max);

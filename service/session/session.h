@@ -74,7 +74,8 @@ class Session {
   bool HasNamespace(const NamespaceFingerprint& fingerprint) const;
 
   // ---- Leases ----
-  // How many bytes more the session may pin.
+  // How many bytes the session may pin at a time, and how many more now.
+  std::uint64_t LeaseBytesMax() const { return limits_.lease_bytes_max; }
   std::uint64_t LeaseBytesLeft() const;
   // Takes the lease over and names it. On a fenced session the lease is kept all the same
   // (quarantine) and the call fails with Unauthenticated; on one that is gone it ends.

@@ -17,11 +17,13 @@ using service::RequestHandlers;
 using service::Session;
 
 struct InProcessDaemon::Node {
-  Node(const std::string& socket_path, std::uint64_t capacity_bytes, std::uint64_t region_bytes)
+  Node(const std::string& socket_path, std::uint64_t capacity_bytes, std::uint64_t region_bytes,
+       std::uint64_t lease_bytes_max)
       : tenants(*service::TenantMap::Create({}, {}, ::geteuid())), sessions(64) {
     service::AttachServerOptions attach_options;
     attach_options.socket_path = socket_path;
     attach_options.socket_mode = 0600;
+    attach_options.session_limits.lease_bytes_max = lease_bytes_max;
     attach = *service::AttachServer::Create(attach_options, tenants, sessions);
     tiers::TieredStoreOptions store_options;
     store_options.ram.capacity_bytes = capacity_bytes;
@@ -245,8 +247,11 @@ class InProcessControlPlane final : public client::ControlPlane {
   InProcessDaemon& daemon_;
 };
 
-InProcessDaemon::InProcessDaemon(std::uint64_t capacity_bytes, std::uint64_t region_bytes)
-    : capacity_bytes_(capacity_bytes), region_bytes_(region_bytes) {
+InProcessDaemon::InProcessDaemon(std::uint64_t capacity_bytes, std::uint64_t region_bytes,
+                                 std::uint64_t lease_bytes_max)
+    : capacity_bytes_(capacity_bytes),
+      region_bytes_(region_bytes),
+      lease_bytes_max_(lease_bytes_max) {
   directory_ = std::filesystem::temp_directory_path() / "kavern-client-XXXXXX";
   if (mkdtemp(directory_.data()) == nullptr) std::abort();
   Start();
@@ -259,8 +264,8 @@ InProcessDaemon::~InProcessDaemon() {
 }
 
 void InProcessDaemon::Start() {
-  auto node =
-      std::make_unique<Node>(directory_ + "/kavern.sock.attach", capacity_bytes_, region_bytes_);
+  auto node = std::make_unique<Node>(directory_ + "/kavern.sock.attach", capacity_bytes_,
+                                     region_bytes_, lease_bytes_max_);
   MutexLock lock(mu_);
   node_ = std::move(node);
   serving_ = true;

@@ -22,7 +22,8 @@ namespace kavern {
 class InProcessDaemon {
  public:
   explicit InProcessDaemon(std::uint64_t capacity_bytes = 4 << 20,
-                           std::uint64_t region_bytes = 256 << 10);
+                           std::uint64_t region_bytes = 256 << 10,
+                           std::uint64_t lease_bytes_max = UINT64_MAX);
   ~InProcessDaemon();
 
   // A new incarnation on the same socket.
@@ -56,6 +57,7 @@ class InProcessDaemon {
 
   const std::uint64_t capacity_bytes_;
   const std::uint64_t region_bytes_;
+  const std::uint64_t lease_bytes_max_;  // of each session
   std::string directory_;
   mutable Mutex mu_;
   CondVar calls_ended_;

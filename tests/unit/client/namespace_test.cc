@@ -36,22 +36,36 @@ TEST_F(NamespaceTest, AFetchCanWaitForItsRelease) {
   EXPECT_EQ(daemon_.leased_bytes(), 0U);
 }
 
-// More than the session may have under lease at a time: it comes in parts, and none of it is lost.
-TEST_F(NamespaceTest, AFetchThatIsTooMuchAtATimeComesInParts) {
+// More than the session may have under lease at a time: it comes and goes in parts, and none of it
+// is lost.
+TEST_F(NamespaceTest, WhatIsTooMuchAtATimeComesInParts) {
+  InProcessDaemon daemon(4 << 20, 256 << 10, /*lease_bytes_max=*/8 * kPartBytes);
+  ClientOptions options;
+  options.release_in_background = false;
+  const auto client = daemon.Connect(options);
+  ASSERT_TRUE(client->WaitUntilAttached(std::chrono::seconds(20)).ok());
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 20);
+  const auto stored = Store(*ns, keys);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_EQ(stored->outcomes, std::vector<StoreOutcome>(20, StoreOutcome::kStored));
+  EXPECT_EQ(daemon.calls("BeginStore"), 10U);
+  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
+  EXPECT_EQ(daemon.calls("Fetch"), 10U);
+}
+
+// Back-pressure: another try would add to what it is about.
+TEST_F(NamespaceTest, AFetchThatIsRefusedIsNotTriedAgain) {
   ClientOptions options;
   options.release_in_background = false;
   const auto client = Connect(options);
   const auto ns = Open(*client);
   const auto keys = Keys(*ns, 1, 5);
   ASSERT_TRUE(Store(*ns, keys).ok());
-  daemon_.FailNext("Fetch", absl::ResourceExhaustedError("lease quota: 5 blocks are there"));
-  EXPECT_EQ(Fetch(*ns, keys), AllOk(keys.size()));
-  EXPECT_EQ(daemon_.calls("Fetch"), 3U);
-  // One block is not less than one.
-  daemon_.FailNext("Fetch", absl::ResourceExhaustedError("lease quota: 1 block is there"));
-  EXPECT_EQ(Fetch(*ns, std::span(keys).first(1)),
-            std::vector{absl::StatusCode::kResourceExhausted});
-  EXPECT_EQ(daemon_.calls("Fetch"), 4U);
+  daemon_.FailNext("Fetch", absl::ResourceExhaustedError("256 calls are in progress"));
+  EXPECT_EQ(Fetch(*ns, keys),
+            std::vector<absl::StatusCode>(5, absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(daemon_.calls("Fetch"), 1U);
 }
 
 TEST_F(NamespaceTest, AnotherClientFindsWhatThisOneStored) {
