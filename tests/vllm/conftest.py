@@ -71,6 +71,10 @@ class TinyEngines:
     ) -> list:
         """The answers of one engine; AssertionError with the errors of its log."""
         self._runs += 1
+        if transfer is not None:
+            # A busy machine shall not change what is stored: of a sliding window what is late is never stored.
+            patient = {"kavern.save_patience_s": 30, "kavern.load_timeout_s": 30}
+            transfer = transfer | {"kv_connector_extra_config": patient | transfer["kv_connector_extra_config"]}
         log = self._directory / f"{self._runs}.log"
         plan = {"model": str(model), "steps": steps, "kv_transfer_config": transfer}
         plan |= {"tensor_parallel_size": ranks, "kv_events": kv_events, "as_on_gpu": as_on_gpu, "log": str(log)}

@@ -446,3 +446,20 @@ def test_kv_events_of_a_namespace_that_was_left_are_taken_back(daemon):
     assert isinstance(removed, BlockRemoved)
     assert removed.block_hashes == stored.block_hashes
     scheduler.side.close()
+
+
+def test_kv_events_wait_for_hashes_that_the_engine_has_not_computed(daemon):
+    scheduler = Scheduler(daemon, "events of late hashes")
+    tell(scheduler)
+    tokens = range(1200, 1217)
+    store(scheduler, daemon, tokens, 4)
+    request = Request("a", tokens, block_hashes=hashes_of("a", 4)[:5])  # of two blocks and a half
+    scheduler.admit(request)
+    (first,) = scheduler.side.take_events()
+    assert len(first.block_hashes) == 2
+    assert scheduler.side.take_events() == []
+    request.block_hashes = hashes_of("a", 4)
+    (second,) = scheduler.side.take_events()
+    assert second.parent_block_hash == first.block_hashes[-1]
+    assert len(second.block_hashes) == 2
+    scheduler.side.close()

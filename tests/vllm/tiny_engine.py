@@ -96,6 +96,7 @@ def _answers(plan: dict) -> list:
         )
     if plan.get("as_on_gpu"):
         as_on_gpu.check(engine.llm_engine.engine_core.engine_core)
+    engine.llm_engine.engine_core.shutdown()  # what was being stored is stored
     return answers
 
 

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "client/kavern/client.h"
@@ -34,6 +35,8 @@ void BindPaged(nb::module_& module);
 void Check(const absl::Status& status);
 // The exception, not raised; `status` is not OK.
 nb::object ExceptionOf(const absl::Status& status);
+// One per block: None, or the exception.
+nb::list BlockErrorsOf(std::span<const absl::StatusCode> codes);
 
 template <typename T>
 T Take(absl::StatusOr<T> result) {

@@ -171,15 +171,7 @@ void BindResults(nb::module_& module) {
               "Of a strict store: why not all of these.");
   nb::class_<FetchResult>(module, "FetchResult")
       .def_prop_ro(
-          "errors",
-          [](const FetchResult& result) {
-            nb::list errors;
-            for (const absl::StatusCode code : result.codes) {
-              errors.append(code == absl::StatusCode::kOk ? nb::none()
-                                                          : ExceptionOf(absl::Status(code, "")));
-            }
-            return errors;
-          },
+          "errors", [](const FetchResult& result) { return BlockErrorsOf(result.codes); },
           nb::sig("def errors(self) -> list[Exception | None]"),
           "One per key: None where its arrays hold the bytes stored, else why they hold rubbish: "
           "NotFoundError a miss, DataLossError a checksum that failed.")

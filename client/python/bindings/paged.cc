@@ -85,14 +85,7 @@ void BindPaged(nb::module_& module) {
           "errors",
           [](const PagedResult& result) {
             nb::list groups;
-            for (const auto& codes : result.codes) {
-              nb::list errors;
-              for (const absl::StatusCode code : codes) {
-                errors.append(code == absl::StatusCode::kOk ? nb::none()
-                                                            : ExceptionOf(absl::Status(code, "")));
-              }
-              groups.append(errors);
-            }
+            for (const auto& codes : result.codes) groups.append(BlockErrorsOf(codes));
             return groups;
           },
           nb::sig("def errors(self) -> list[list[Exception | None]]"),

@@ -11,6 +11,35 @@ nb::object ExceptionOf(const absl::Status& status) {
   return make(static_cast<int>(status.code()), std::string(status.message()));
 }
 
+namespace {
+
+const char* WhyBlockFailed(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kNotFound:
+      return "the block is not there";
+    case absl::StatusCode::kDataLoss:
+      return "the block's checksum failed";
+    case absl::StatusCode::kResourceExhausted:
+      return "the daemon's RAM has no room for the block";
+    case absl::StatusCode::kDeadlineExceeded:
+      return "the block came too late";
+    default:
+      return "the block cannot be read";
+  }
+}
+
+}  // namespace
+
+nb::list BlockErrorsOf(std::span<const absl::StatusCode> codes) {
+  nb::list errors;
+  for (const absl::StatusCode code : codes) {
+    errors.append(code == absl::StatusCode::kOk
+                      ? nb::none()
+                      : ExceptionOf(absl::Status(code, WhyBlockFailed(code))));
+  }
+  return errors;
+}
+
 void Check(const absl::Status& status) {
   if (status.ok()) return;
   const nb::object exception = ExceptionOf(status);

@@ -51,6 +51,7 @@ def test_a_miss_is_told_key_by_key(ns):
     assert not fetched.all_ok
     assert fetched.errors[:2] == [None, None]
     assert isinstance(fetched.errors[2], kavern.NotFoundError)
+    assert "not there" in str(fetched.errors[2])
 
 
 def test_namespaces_do_not_share_blocks(client, ns):
