@@ -42,11 +42,23 @@ class Blocks(SimpleNamespace):
 class Scheduler:
     """What vLLM's scheduler does with the connector, step by step."""
 
-    def __init__(self, daemon, model: str, groups: int = 1, weight_transfer=None, block_tokens: int = BLOCK):
+    def __init__(
+        self,
+        daemon,
+        model: str,
+        groups: int = 1,
+        weight_transfer=None,
+        block_tokens: int = BLOCK,
+        worker_extension: str = "",
+    ):
         group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=block_tokens))
         cache_config = SimpleNamespace(kv_cache_groups=[group] * groups)
         options = settings.parse({"kavern.address": daemon.address})
-        vllm_config = SimpleNamespace(kv_events_config=None, weight_transfer_config=weight_transfer)
+        vllm_config = SimpleNamespace(
+            kv_events_config=None,
+            weight_transfer_config=weight_transfer,
+            parallel_config=SimpleNamespace(worker_extension_cls=worker_extension),
+        )
         self.side = SchedulerSide(options, vllm_config, cache_config)
         self.identity = Identity(
             model, "w", "", "", "", "int8", block_tokens, 1, tuple([(1, "FULL_ATTENTION", 2, 256, 0, 0)] * groups)

@@ -105,10 +105,53 @@ def test_three_lines_around_generate(model, client):
 def test_without_a_daemon_the_model_computes(model, client, daemon):
     keeper = CacheKeeper(client, model, revision="gone")
     sequence, cache = first_turn(model)
-    keeper.save(sequence, cache)
+    assert keeper.save(sequence, cache) > 0
+    second = torch.cat((sequence, draw(MORE, 2)), 1)
     daemon.kill()
-    assert keeper.load(torch.cat((sequence, draw(MORE, 2)), 1)).get_seq_length() == 0
-    daemon.start()
+    assert keeper.load(second).get_seq_length() == 0
+    assert keeper.save(sequence, cache) == 0
+    with kavern.Client(daemon.address) as early:  # before the daemon
+        other = CacheKeeper(early, model, revision="gone")
+        assert other.load(second).get_seq_length() == 0
+        daemon.start()
+        early.wait_until_attached()
+        assert other.save(sequence, cache) > 0
+        assert other.load(second).get_seq_length() > 0
+
+
+def test_what_changes_the_kv_is_part_of_the_identity(tmp_path, client):
+    folder = tiny_models.write("gqa", tmp_path / "model")
+
+    def load(**changes):
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes).eval()
+
+    plain = load()
+    sequence, cache = first_turn(plain)
+    assert CacheKeeper(client, plain).save(sequence, cache) > 0
+    second = torch.cat((sequence, draw(MORE, 2)), 1)
+    assert CacheKeeper(client, load()).load(second).get_seq_length() > 0
+    stretched = load(rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    assert CacheKeeper(client, stretched).load(second).get_seq_length() == 0
+    tuned = load()
+    with torch.no_grad():
+        tuned.model.layers[3].self_attn.v_proj.weight.mul_(1.01)
+    assert CacheKeeper(client, tuned).load(second).get_seq_length() == 0
+    # A name for the weights that is wrong is not believed.
+    assert CacheKeeper(client, plain, revision="v1").save(sequence, cache) > 0
+    assert CacheKeeper(client, tuned, revision="v1").load(second).get_seq_length() == 0
+
+
+def test_adapters_and_models_of_more_than_text_are_refused(tmp_path, client):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_models.write("gqa", tmp_path / "model"))
+    keeper = CacheKeeper(client, model)
+    model._hf_peft_config_loaded = True  # as load_adapter() leaves it
+    for refused in (lambda: keeper.load(draw(TURN, 1)), lambda: CacheKeeper(client, model)):
+        with pytest.raises(kavern.UnimplementedError, match="adapters"):
+            refused()
+    model._hf_peft_config_loaded = False
+    model.config = transformers.Gemma3Config()
+    with pytest.raises(kavern.UnimplementedError, match="more than text"):
+        CacheKeeper(client, model)
 
 
 def test_a_batch_is_refused(model, client):

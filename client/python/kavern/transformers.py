@@ -5,19 +5,35 @@
     output = model.generate(input_ids, past_key_values=cache, return_dict_in_generate=True)
     keeper.save(output.sequences, output.past_key_values)
 
-For any decoder whose layers are full or sliding-window attention, with DynamicCache or StaticCache; one sequence at a
-time. Full-attention layers are kept in blocks, shared by all conversations that begin alike. What sliding-window layers
+For any decoder of text whose layers are full or sliding-window attention, with DynamicCache or StaticCache; one sequence
+at a time. Where the daemon is away the model computes, and nothing is kept. Full-attention layers are kept in blocks, shared by all conversations that begin alike. What sliding-window layers
 hold at a save is kept beside them, so such a conversation goes on where it was saved.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from dataclasses import dataclass
 
 import kavern
 import kavern.weights
-from kavern.errors import InvalidArgumentError, KavernError, UnimplementedError
+from kavern.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    KavernError,
+    UnavailableError,
+    UnimplementedError,
+)
 from kavern.weights import weights_revision
+
+logger = logging.getLogger("kavern.transformers")
+
+# How long the first use waits for the daemon.
+_ATTACH_S = 2.0
+# Elements of each parameter and buffer, evenly spaced, that are part of the identity.
+_SAMPLES = 64
 
 _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 # torch's name of a dtype: kavern's.
@@ -43,10 +59,16 @@ class CacheKeeper:
 
     def __init__(self, client: kavern.Client, model, *, tokens_per_block: int = 64, revision: str = ""):
         """revision: names the weights; left out, they are told by the content of the folder that the model was loaded
-        from. Raises InvalidArgumentError where there is none, and UnimplementedError for caches of other kinds."""
+        from. In either case a sample of every parameter and buffer, as they are here and now, is part of the identity, and
+        so is the configuration: weights that change in place want a new CacheKeeper.
+
+        Raises InvalidArgumentError where there is no folder, and UnimplementedError for caches of other kinds, adapters
+        that are not merged, and models whose KV depends on more than token ids. Does not need the daemon."""
         import torch
         import transformers
 
+        _check_model(model)
+        self._client = client
         self._model = model
         self._block = tokens_per_block
         probe = transformers.DynamicCache(config=model.config)
@@ -63,11 +85,24 @@ class CacheKeeper:
             raise UnimplementedError(f"a cache of {self._dtype}; known: {', '.join(_DTYPES)}")
 
         config = model.config
-        revision = revision or weights_revision(config._name_or_path, None, "auto", 0)
-        packing = f"transformers {transformers.__version__}, {config._attn_implementation}, {model.dtype}, {self._shapes}"
-        names = {"weights_revision": revision, "engine_layout": kavern.weights.short_name(packing)}
+        commit = getattr(config, "_commit_hash", None)  # of a model from the hub
+        revision = revision or weights_revision(config._name_or_path, commit, "auto", 0)
+        packing = {
+            "transformers": transformers.__version__,
+            "attention": config._attn_implementation,
+            "dtype": str(model.dtype),
+            "shapes": str(self._shapes),
+            "config": _digest(_without_names(config.to_dict())),  # rotary scaling and quantization, too
+            "weights": _sample(model),
+        }
+        names = {
+            "weights_revision": revision,
+            "engine_layout": kavern.weights.short_name(json.dumps(packing, separators=(",", ":"))),
+        }
         model_type = f"{config.model_type} {type(model).__name__}"
-        self._blocks = self._tails = None
+        self._blocks_spec = self._tails_spec = None
+        self._blocks = self._tails = None  # namespaces, once the daemon has been there
+        self._waited = self._warned = False
         if self._full:
             shape = self._shapes[self._full[0]]
             group = kavern.LayerGroup(
@@ -76,14 +111,29 @@ class CacheKeeper:
                 state_bytes=shape.elements * tokens_per_block * self._dtype.itemsize,
             )
             layout = kavern.KvLayout(tokens_per_block, [group], dtype=_DTYPES[str(self._dtype)])
-            self._blocks = client.open_namespace(kavern.NamespaceSpec(model_type, layout, **names))
+            self._blocks_spec = kavern.NamespaceSpec(model_type, layout, **names)
         if self._sliding:
             # The end of a sequence of any length, under the key of all of its tokens.
             group = kavern.LayerGroup(
                 1, kind=kavern.LayerGroupKind.RECURRENT_STATE, state_bytes=self._tail_elements() * self._dtype.itemsize
             )
             layout = kavern.KvLayout(1, [group], dtype=_DTYPES[str(self._dtype)])
-            self._tails = client.open_namespace(kavern.NamespaceSpec(model_type + ", tails", layout, **names))
+            self._tails_spec = kavern.NamespaceSpec(model_type + ", tails", layout, **names)
+
+    def _open(self) -> None:
+        """Raises KavernError."""
+        if not self._waited:
+            self._waited = True
+            self._client.wait_until_attached(deadline=_ATTACH_S)
+        if self._blocks_spec is not None and self._blocks is None:
+            self._blocks = self._client.open_namespace(self._blocks_spec)
+        if self._tails_spec is not None and self._tails is None:
+            self._tails = self._client.open_namespace(self._tails_spec)
+
+    def _warn(self, error: KavernError) -> None:
+        if not self._warned:
+            logger.warning("Kavern is away, going on without it: %s", error)
+        self._warned = True
 
     # ---- Loading ----
 
@@ -100,9 +150,12 @@ class CacheKeeper:
         if cache.get_seq_length() != 0:
             raise InvalidArgumentError("into: expected an empty cache")
         tokens = _tokens_of(input_ids)
+        _check_model(self._model)
         try:
+            self._open()
             layers = self._fetch(tokens[:-1])
-        except KavernError:
+        except KavernError as error:
+            self._warn(error)
             layers = None
         if layers is not None:
             length, states = layers
@@ -181,13 +234,23 @@ class CacheKeeper:
 
     def save(self, token_ids, cache) -> int:
         """Keeps what `cache` holds of the sequence token_ids, shape (1, tokens). Returns the tokens that are stored from
-        its beginning on. Raises KavernError; a daemon that is away is UnavailableError."""
+        its beginning on: 0 where the daemon is away or does not answer, which is logged once. Other errors are
+        raised."""
+        _check_model(self._model)
         tokens = _tokens_of(token_ids)
         length = min(cache.get_seq_length(), len(tokens))
         if length < cache.get_seq_length():
             raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
         states = [_kept(i, layer, self._shapes[i]) for i, layer in enumerate(cache.layers)]
-        tokens = tokens[:length]
+        try:
+            self._open()
+            return self._save(tokens[:length], states)
+        except (UnavailableError, DeadlineExceededError) as error:
+            self._warn(error)
+            return 0
+
+    def _save(self, tokens: list[int], states: list) -> int:
+        length = len(tokens)
         stored = self._save_blocks(tokens, states) if self._blocks is not None else 0
         if self._tails is None:
             return stored
@@ -253,6 +316,41 @@ class CacheKeeper:
         chain = namespace.chain()
         chain.append(tokens)
         return chain
+
+
+def _check_model(model) -> None:
+    """Refuses models whose KV is not told by their weights and the token ids."""
+    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
+        raise UnimplementedError("adapters: KV depends on which is in use; merge them (merge_and_unload)")
+    config = model.config
+    if config.get_text_config() is not config or getattr(config, "is_encoder_decoder", False):
+        raise UnimplementedError(f"{type(model).__name__}: KV of a model of more than text depends on more than token ids")
+
+
+def _without_names(config: dict) -> dict:
+    """What a configuration says of the model, and not of where it was read."""
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "_commit_hash")}
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sample(model) -> str:
+    """A digest of what the model's parameters and buffers are, and of some elements of each."""
+    import torch
+
+    digest = hashlib.sha256()
+    for kind in (model.named_parameters, model.named_buffers):
+        for name, tensor in kind():
+            digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+            if tensor.is_meta or tensor.numel() == 0:
+                continue
+            flat = tensor.detach().reshape(-1)
+            chosen = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
+            elements = flat[chosen.to(flat.device)].cpu().contiguous()
+            digest.update(elements.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tokens_of(ids) -> list[int]:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 
 from kavern.errors import InvalidArgumentError
 
@@ -15,19 +16,36 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
 _CONFIGURATION = (".json", ".py")  # models may bring their own code
 
 
-def weights_revision(model: str, revision: str | None, load_format: str, seed: int) -> str:
+def weights_revision(
+    model: str,
+    revision: str | None,
+    load_format: str,
+    seed: int,
+    *,
+    cache_dir: str | None = None,
+    loaded_since_ns: int | None = None,
+) -> str:
     """A digest of the model's configuration, code and weight files.
 
     model: a folder, a file, or the name of a repository in the local Hugging Face cache, of which `revision` is taken.
+    cache_dir: that cache, where it is not the usual one.
+    loaded_since_ns: when loading began at the earliest, in nanoseconds of time.time_ns(). Of a folder whose files changed
+    after that nobody knows what was loaded: InvalidArgumentError. (What the Hugging Face cache has under the name of a
+    commit does not change.)
     """
     if load_format == "dummy":
         return f"dummy weights, seed {seed}"
     path = pathlib.Path(model)
-    if not path.exists():
-        path = _cached_snapshot(model, revision)
+    is_cached = not path.exists()
+    if is_cached:
+        path = _cached_snapshot(model, revision, cache_dir)
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS + _CONFIGURATION)
     if not any(file.suffix in _WEIGHTS for file in files):
         raise InvalidArgumentError(f"model: {path} has no weight files ({', '.join(_WEIGHTS)})")
+    if loaded_since_ns is not None and not is_cached:
+        changed = [file for file in files if last_change_ns(file) > loaded_since_ns]
+        if changed:
+            raise InvalidArgumentError(f"model: {changed[0]} changed while it was being loaded; start the engine again")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         digests = list(pool.map(_file_digest, files))
     whole = hashlib.sha256()
@@ -44,10 +62,31 @@ def file_sha256(path: os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _cached_snapshot(repository: str, revision: str | None) -> pathlib.Path:
+def last_change_ns(path: os.PathLike) -> int:
+    """When the file or folder was last written, replaced or renamed, or a link on the way to it: of its change times the
+    last."""
+    newest, todo, seen = os.stat(path).st_ctime_ns, [os.path.abspath(path)], set()
+    while todo:
+        here = pathlib.Path(todo.pop())
+        for step in (here, *here.parents):
+            if step not in seen and step.is_symlink():
+                newest = max(newest, step.lstat().st_ctime_ns)
+                todo.append(os.path.join(step.parent, os.readlink(step)))
+            seen.add(step)
+    return newest
+
+
+def process_start_ns() -> int:
+    """When this process began, on the clock of time.time_ns(), rounded up to a tick of the kernel's (10 ms)."""
+    began_ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) + 1
+    uptime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return time.time_ns() - uptime_ns + began_ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
+
+
+def _cached_snapshot(repository: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    config = try_to_load_from_cache(repository, "config.json", revision=revision, cache_dir=cache_dir)
     if not isinstance(config, str):
         raise InvalidArgumentError(f"model: neither a folder nor in the local Hugging Face cache: {repository}")
     return pathlib.Path(config).parent

@@ -112,6 +112,7 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
         """Called after get_transfer_results, in the same step."""
         return self._failed_pages
 
+    @_timed
     def build_connector_worker_meta(self) -> StepReport | None:
         return self._worker.take_report()
 
@@ -132,6 +133,7 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
     def update_state_after_alloc(self, request, blocks, num_external_tokens: int) -> None:
         self._scheduler.allocated(request, blocks, num_external_tokens)
 
+    @_timed
     def get_external_cache_hit_sources(self, request, num_external_tokens: int) -> dict[CacheHitSource, int]:
         sources = {"hbm": CacheHitSource.DEVICE, "ram": CacheHitSource.HOST, "nvme": CacheHitSource.DISK}
         tokens = self._scheduler.hit_sources(request, num_external_tokens)
@@ -145,9 +147,11 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output) -> None:
         self._scheduler.report(connector_output)
 
+    @_timed
     def request_finished(self, request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return False, self._scheduler.finished(request)
 
+    @_timed
     def request_finished_all_groups(
         self, request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
@@ -155,6 +159,7 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
         # own reason to keep the pages.
         return False, self._scheduler.finished(request)
 
+    @_timed
     def take_events(self) -> Iterable:
         return self._scheduler.take_events()
 

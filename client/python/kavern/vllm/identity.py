@@ -14,7 +14,7 @@ from typing import Any
 import kavern
 from kavern import InvalidArgumentError, UnimplementedError
 from kavern.vllm.settings import TRIED_VERSIONS
-from kavern.weights import file_sha256, short_name, weights_revision
+from kavern.weights import process_start_ns, short_name, weights_revision
 
 # kavern's name for torch's. FP8 caches come as bytes; what they mean is in the engine's layout.
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "uint8": "int8", "int8": "int8"}
@@ -74,7 +74,7 @@ class GroupTensors:
 
 def check_version(version: str, untried: bool) -> None:
     """Refuses releases of vLLM whose hooks and layouts nobody has looked at."""
-    if untried or ".".join(version.split(".")[:2]) in TRIED_VERSIONS:
+    if untried or version.split("+")[0] in TRIED_VERSIONS:
         return
     raise UnimplementedError(
         f"vLLM {version}: this connector was tried with {', '.join(TRIED_VERSIONS)} only; "
@@ -163,7 +163,14 @@ def identity_of(vllm_config, groups: list[GroupTensors], layouts: list[kavern.Te
     rope = {key: value for key, value in hf.items() if "rope" in key or key in ("max_position_embeddings",)}
     identity = Identity(
         model=short_name(pathlib.Path(model.model).resolve().name if pathlib.Path(model.model).exists() else model.model),
-        weights_revision=weights_revision(model.model, model.revision, vllm_config.load_config.load_format, model.seed),
+        weights_revision=weights_revision(
+            model.model,
+            model.revision,
+            vllm_config.load_config.load_format,
+            model.seed,
+            cache_dir=vllm_config.load_config.download_dir,
+            loaded_since_ns=process_start_ns(),
+        ),
         quantization=str(model.quantization or ""),
         rope=_digest(rope),
         engine_layout=short_name(json.dumps(packing, sort_keys=True, separators=(",", ":"))),
@@ -229,25 +236,3 @@ def _without_names(config: Any) -> Any:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _adapter_files(path: str) -> list[pathlib.Path]:
-    weights = (".safetensors", ".bin", ".pt")
-    files = sorted(f for f in pathlib.Path(path).iterdir() if f.is_file() and f.suffix in (".json", *weights))
-    if not any(file.suffix in weights for file in files):
-        raise FileNotFoundError(f"{path} has no {', '.join(weights)}")  # adapters without content would all be one
-    return files
-
-
-def lora_key(path: str) -> bytes:
-    """An adapter by its content: what its folder's files hold. Raises OSError."""
-    digest = hashlib.sha256()
-    for file in _adapter_files(path):
-        digest.update(f"{file.name}\0{file_sha256(file)}\0".encode())
-    return b"lora\0" + digest.digest()
-
-
-def lora_stamp(path: str) -> tuple:
-    """Changes when a file of the adapter does; reads none of them. Raises OSError."""
-    stats = [(file.name, file.stat()) for file in _adapter_files(path)]
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import time
 
@@ -49,6 +50,8 @@ class Link:
     """A client, and the namespace of this engine's KV once the daemon has been there."""
 
     RETRY_S = 1.0
+    # How long a step waits for the answer; it may come to a later one.
+    OPEN_PATIENCE_S = 0.05
 
     def __init__(self, settings, name: str):
         self._settings = settings
@@ -64,32 +67,47 @@ class Link:
         )
         self._spec = None
         self._namespace = None
+        self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="kavern-open")
+        self._opening: concurrent.futures.Future | None = None  # of _spec
         self._retry_at = 0.0
         self._warned = False
 
     def use(self, spec: kavern.NamespaceSpec, wait_s: float = 0.0) -> None:
         """What namespace() opens from now on. wait_s: how long to wait for the daemon here."""
         self._spec = spec
-        self._namespace = None
+        self._namespace = self._opening = None
         self._retry_at = 0.0
         if wait_s > 0:
             try:
                 self._client.wait_until_attached(deadline=wait_s)
             except kavern.KavernError:
                 pass  # said by namespace()
-        self.namespace()
+        self._open(max(wait_s, self.OPEN_PATIENCE_S))
 
     def namespace(self) -> kavern.Namespace | None:
         """None while the daemon has never been there. Keys are unknown until then: the tenant is part of them."""
-        if self._namespace is None and self._spec is not None and time.monotonic() >= self._retry_at:
-            self._retry_at = time.monotonic() + self.RETRY_S
-            try:
-                self._namespace = self._client.open_namespace(self._spec)
-            except kavern.KavernError as error:
-                if not self._warned:
-                    logger.warning("Kavern is not there yet, serving without it: %s", error)
-                self._warned = True
+        if self._namespace is None and self._spec is not None:
+            self._open(self.OPEN_PATIENCE_S)
         return self._namespace
+
+    def _open(self, patience_s: float) -> None:
+        """In a thread of its own: a daemon that hangs shall not hold the engine's steps."""
+        if self._opening is None:
+            if time.monotonic() < self._retry_at:
+                return
+            self._opening = self._opener.submit(self._client.open_namespace, self._spec)
+        else:
+            patience_s = 0.0  # waited for before
+        if not concurrent.futures.wait([self._opening], patience_s).done:
+            return
+        try:
+            self._namespace = self._opening.result()
+        except kavern.KavernError as error:
+            self._retry_at = time.monotonic() + self.RETRY_S
+            if not self._warned:
+                logger.warning("Kavern is not there yet, serving without it: %s", error)
+            self._warned = True
+        self._opening = None
 
     @property
     def attached(self) -> bool:
@@ -97,4 +115,5 @@ class Link:
 
     def close(self) -> None:
         self._namespace = None
+        self._opener.shutdown()
         self._client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -13,11 +14,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from kavern.vllm.identity import Identity
 
 
+def _machine() -> str:
+    """Differs between any two machines, and not between containers of one: each machine has a daemon of its own."""
+    return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 @dataclass
 class Handshake(KVConnectorHandshakeMetadata):
     """A worker's, once: what its KV looks like."""
 
     identity: Identity
+    machine: str = field(default_factory=_machine)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import kavern
 from kavern.vllm import identity as identities
+from kavern.vllm.adapters import Adapters
 from kavern.vllm.conversations import Teller, wish_of
 from kavern.vllm.events import KvEvents
 from kavern.vllm.link import Link
@@ -18,8 +20,11 @@ from kavern.vllm.metrics import Stats
 
 logger = logging.getLogger("vllm.kavern")
 
-# Keys of one save, so that no request to the daemon grows without bound.
-_BLOCKS_PER_SAVE = 1024
+# Blocks saved in one step, so that no step grows without bound: after a restart of the daemon, everything is to be saved.
+_BLOCKS_PER_STEP = 1024
+
+# What vLLM's hashers of multimodal inputs print (blake3, SHA-256, SHA-512).
+_HASH = re.compile("[0-9a-f]{64}|[0-9a-f]{128}")
 
 
 def _fresh_epoch() -> int:
@@ -43,7 +48,7 @@ class _Conversation:
     request: Any
     chain: kavern.BlockKeyChain | None = None  # None: its KV is not cached, see `why_not`
     why_not: str = ""
-    adapter: bytes = b""  # key of the LoRA adapter
+    adapter: bytes = b""  # key of the LoRA adapter; empty: none
     # Blocks that workers were told to save or that the daemon has; None: ask the directory.
     offered: int | None = None
     local_tokens: int = 0  # what the engine itself still has
@@ -62,13 +67,15 @@ class SchedulerSide:
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._identity: identities.Identity | None = None
         # Where weights are sent in while the engine runs, its files do not tell them, and no hook says when: such an
-        # engine shares nothing.
-        self._epoch = _fresh_epoch() if vllm_config.weight_transfer_config is not None else 0
+        # engine shares nothing. Code that extends its workers may do the same.
+        parallel = vllm_config.parallel_config
+        is_private = vllm_config.weight_transfer_config is not None or parallel.worker_extension_cls
+        self._epoch = _fresh_epoch() if is_private else 0
         self._null_page = 0
+        self._names = secrets.token_bytes(16)  # in which this engine's clients name images
         self._conversations: dict[str, _Conversation] = {}
         self._loads: list[Load] = []
-        # By number and path: what the adapter's folder looked like when the engine was first asked for it, and its key.
-        self._adapters: dict[tuple[int, str], tuple[tuple, bytes]] = {}
+        self._adapters = Adapters()
         self._teller = Teller(settings.load_timeout_s)
         self._events = _kv_events(vllm_config, kv_cache_config, self._block_tokens)
         self.stats = Stats()
@@ -76,7 +83,13 @@ class SchedulerSide:
     # ---- The engine's life ----
 
     def handshake(self, workers: dict[tuple[int, int], Handshake]) -> None:
-        """Raises ValueError when workers keep KV of different shapes."""
+        """Raises ValueError when workers keep KV of different shapes, or in different daemons."""
+        machines = {worker.machine for worker in workers.values()}
+        if len(machines) != 1:
+            raise ValueError(
+                f"Kavern: the workers run on {len(machines)} machines: their shards would lie in several daemons, and no "
+                f"block be whole"
+            )
         found = {worker.identity for worker in workers.values()}
         if len(found) != 1:
             raise ValueError(f"Kavern: the workers' KV differs: {sorted(map(str, found))}")
@@ -174,6 +187,7 @@ class SchedulerSide:
         self._loads = []
         block_state = output.kv_connector_block_state
         may_save = self._link.breaker.closed and self._link.attached
+        room = _BLOCKS_PER_STEP
         for request_id, scheduled in output.num_scheduled_tokens.items():
             state = self._conversations.get(request_id)
             if state is None or not may_save:
@@ -184,19 +198,20 @@ class SchedulerSide:
             ready = min(request.num_computed_tokens + scheduled, request.num_tokens) // self._block_tokens
             if state.offered is not None and ready <= state.offered or ready == 0:
                 continue
-            save = self._save(state, ready, block_state)
+            save = self._save(state, ready, block_state, room)
             if save is not None:
                 plan.saves.append(save)
+                room -= len(save.keys)
         return plan
 
-    def _save(self, state: _Conversation, ready: int, block_state) -> Save | None:
+    def _save(self, state: _Conversation, ready: int, block_state, room: int) -> Save | None:
         self._start_chain(state)
         if state.chain is None:
             return None
         self._extend(state, ready * self._block_tokens)
         if state.offered is None:
             state.offered = self._namespace().match(state.chain.keys_between(0, ready))
-        first, last = state.offered, min(ready, state.offered + _BLOCKS_PER_SAVE)
+        first, last = state.offered, min(ready, state.offered + room)
         if first >= last:
             return None
         pages = [list(ids[first:last]) for ids in block_state.get_block_ids(state.request.request_id)]
@@ -291,26 +306,15 @@ class SchedulerSide:
             elif request.resumable:
                 state.why_not = "streamed input is not cached"
             elif request.lora_request is not None:
-                self._use_adapter(state, request.lora_request)
+                state.why_not = self._adapters.why_not(request.lora_request.lora_path)
+                if not state.why_not:
+                    state.adapter = self._adapters.key(request.lora_request.lora_path)
         return state
 
-    def _use_adapter(self, state: _Conversation, lora) -> None:
-        try:
-            stamp = identities.lora_stamp(lora.lora_path)
-            known = self._adapters.get((lora.lora_int_id, lora.lora_path))
-            if known is None:
-                known = (stamp, identities.lora_key(lora.lora_path))
-                self._adapters[lora.lora_int_id, lora.lora_path] = known
-        except OSError as error:
-            state.why_not = f"the adapter's files cannot be read: {error}"
-            return
-        if known[0] == stamp:
-            state.adapter = known[1]
-        else:  # vLLM reads them again when it pleases: nobody knows which content it has
-            state.why_not = "the adapter's files changed under its number: unload it, and load it anew"
-
     def _start_chain(self, state: _Conversation) -> None:
-        """Leaves `why_not` where there can be no chain (yet)."""
+        """Leaves `why_not` where there can be no chain (yet), or no more."""
+        if state.adapter and (why_not := self._adapters.why_not(state.request.lora_request.lora_path)):
+            state.chain, state.why_not = None, why_not
         if state.chain is not None:
             return
         if state.why_not in ("", "the daemon is away"):
@@ -342,5 +346,10 @@ class SchedulerSide:
         for feature in request.mm_features or ():
             offset = feature.mm_position.offset
             if offset < end and begin < offset + feature.mm_position.length:
-                keys.append(f"mm\0{offset - begin}\0{feature.identifier}".encode())
+                keys.append(b"mm\0%d\0%s" % (offset - begin, self._content_of(feature)))
         return keys
+
+    def _content_of(self, feature) -> bytes:
+        """vLLM's hash of an image, or what a client calls it: others may call other images so."""
+        name = feature.identifier.encode()
+        return name if _HASH.fullmatch(feature.identifier) else b"name\0" + self._names + name

@@ -9,7 +9,7 @@ from typing import Any
 _PREFIX = "kavern."
 
 # Releases that deploy/vllm/try_versions.sh has passed with.
-TRIED_VERSIONS = ("0.32",)
+TRIED_VERSIONS = ("0.32.0",)
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,10 @@ def parse(extra_config: dict[str, Any] | None) -> Settings:
         if kind in (int, float) and not value > 0:
             raise ValueError(f"{key}: got {value!r}, expected a number above 0")
         values[known[key].name] = kind(value)
-    return Settings(**values)
+    settings = Settings(**values)
+    if not settings.address.startswith("unix:"):
+        raise ValueError(
+            f"{_PREFIX}address: got {settings.address!r}, expected unix:///path: KV goes through shared memory, to a daemon "
+            f"of this machine"
+        )
+    return settings
