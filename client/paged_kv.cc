@@ -1,5 +1,7 @@
 #include "client/kavern/paged_kv.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <deque>
 #include <functional>
@@ -419,6 +421,44 @@ class PagedKvImpl final : public PagedKv {
   JobQueue store_jobs_;
 };
 
+// What a forked child has of it: neither threads, nor a lock that somebody would open.
+class PagedKvOfProcess final : public PagedKv {
+ public:
+  explicit PagedKvOfProcess(std::unique_ptr<PagedKvImpl> impl) : impl_(std::move(impl)) {}
+  ~PagedKvOfProcess() override {
+    if (CheckProcess().ok()) return;
+    [[maybe_unused]] auto* leaked = impl_.release();
+  }
+
+  absl::StatusOr<std::uint64_t> BeginLoad(PagedLoad load) override {
+    KAVERN_RETURN_IF_ERROR(CheckProcess());
+    return impl_->BeginLoad(std::move(load));
+  }
+  absl::StatusOr<std::uint64_t> BeginStore(PagedStore store) override {
+    KAVERN_RETURN_IF_ERROR(CheckProcess());
+    return impl_->BeginStore(std::move(store));
+  }
+  void Gather(std::chrono::milliseconds patience) override {
+    if (CheckProcess().ok()) impl_->Gather(patience);
+  }
+  std::vector<PagedResult> TakeResults(std::chrono::milliseconds patience) override {
+    return CheckProcess().ok() ? impl_->TakeResults(patience) : std::vector<PagedResult>();
+  }
+  bool Drain(std::chrono::milliseconds deadline) override {
+    return !CheckProcess().ok() || impl_->Drain(deadline);
+  }
+
+ private:
+  absl::Status CheckProcess() const {
+    if (getpid() == pid_) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        "this PagedKv belongs to the parent process: make a new one after fork()");
+  }
+
+  const pid_t pid_ = getpid();
+  std::unique_ptr<PagedKvImpl> impl_;
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PagedKv>> PagedKv::Create(std::shared_ptr<Namespace> ns,
@@ -451,7 +491,8 @@ absl::StatusOr<std::unique_ptr<PagedKv>> PagedKv::Create(std::shared_ptr<Namespa
     return absl::InvalidArgumentError("load_deadline, store_deadline: expected above 0");
   }
   const client::WideAffinity wide;
-  return std::make_unique<PagedKvImpl>(std::move(ns), std::move(groups), options);
+  return std::make_unique<PagedKvOfProcess>(
+      std::make_unique<PagedKvImpl>(std::move(ns), std::move(groups), options));
 }
 
 }  // namespace kavern

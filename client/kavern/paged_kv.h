@@ -90,7 +90,8 @@ struct PagedResult {
 };
 
 // Thread-safe. Its threads run on every processor of the process's cpuset, also where the thread
-// that made it is bound to one.
+// that made it is bound to one. In a forked child nothing is under way: Begin... is
+// FailedPrecondition there, and the rest does nothing.
 class PagedKv {
  public:
   // `groups`: one per group of the namespace's layout. InvalidArgument when their parts have other

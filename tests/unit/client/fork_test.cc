@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "client/kavern/paged_kv.h"
 #include "tests/unit/client/client_fixture.h"
 
 namespace kavern {
@@ -87,6 +88,30 @@ TEST_F(ForkTest, AChildThatDropsLeasesOfADeadDaemonNeitherHangsNorSpeaks) {
   const MutableBuffer target(payload);
   EXPECT_TRUE(read->CopyTo(3, {&target, 1}).ok());
   EXPECT_EQ(payload, Payload(keys_[3]));
+}
+
+TEST_F(ForkTest, AChildIsToldToMakeItsOwnPagedKv) {
+  std::vector<std::byte> pages(4 * kPartBytes);
+  const TensorLayout layout{.layers = {{pages.data(), kPartBytes, kPartBytes}}, .block_count = 4};
+  auto paged = PagedKv::Create(ns_, {layout}, {});
+  ASSERT_TRUE(paged.ok()) << paged.status();
+  const auto begin_load = [&] {
+    return (*paged)->BeginLoad({.groups = {{.keys = {keys_[0]}, .blocks = {0}}}}).status();
+  };
+  EXPECT_EQ(InChild([&] {
+              const std::chrono::milliseconds patience(1000000);
+              const auto store = (*paged)->BeginStore({.keys = {keys_[0]}, .blocks = {{0}}});
+              (*paged)->Gather(patience);
+              const bool told = absl::IsFailedPrecondition(begin_load()) &&
+                                absl::IsFailedPrecondition(store.status()) &&
+                                (*paged)->TakeResults(patience).empty() &&
+                                (*paged)->Drain(patience);
+              paged->reset();
+              return told;
+            }),
+            0);
+  EXPECT_TRUE(begin_load().ok());
+  EXPECT_EQ((*paged)->TakeResults(std::chrono::seconds(20)).size(), 1U);
 }
 
 TEST_F(ForkTest, AChildMayEndTheClientAndTheParentGoesOn) {
