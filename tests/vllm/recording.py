@@ -1,7 +1,8 @@
 """The connector with a witness beside it: an independent record of what was saved, and a check of every load.
 
 The record is made from the engine's tensors with torch before Kavern copies, and checked against the engine's tensors
-after Kavern has copied back. A key may have several right contents: engines that split a prefill otherwise compute other
+after Kavern has copied back. Beside the record it counts: loads begun and reported, and requests that ended in between
+("aborted"). A key may have several right contents: engines that split a prefill otherwise compute other
 bytes, and the first to commit wins.
 """
 
@@ -26,6 +27,7 @@ class RecordingConnector(KavernConnector):
             self._loads: dict[str, Load] = {}
         for load in connector_metadata.loads:
             self._loads[load.request_id] = load
+            note("begun")
         if connector_metadata.loads and (DIRECTORY / "evict").exists():
             # Matched already, not yet loaded.
             (DIRECTORY / "evict").unlink()
@@ -45,6 +47,7 @@ class RecordingConnector(KavernConnector):
         results = super().get_transfer_results(finished_req_ids)
         for request_id in results.finished_recving:
             load = self._loads.pop(request_id)
+            note("reported")
             if request_id in results.failed_recving:
                 continue
             for group, (keys, pages) in enumerate(load.groups):
@@ -54,6 +57,12 @@ class RecordingConnector(KavernConnector):
                     record = (DIRECTORY / f"{key.hex()}.{group}").read_text().split()
                     note("verified" if self._digest(group, page) in record else "wrong")
         return results
+
+    def request_finished_all_groups(self, request, block_ids):
+        state = self._scheduler._conversations.get(request.request_id)
+        if state is not None and state.loading:
+            note("aborted")
+        return super().request_finished_all_groups(request, block_ids)
 
     def _digest(self, group: int, page: int) -> str:
         import torch

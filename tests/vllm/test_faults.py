@@ -1,6 +1,7 @@
 """What goes wrong under load: every request completes, every byte loaded is one that was saved, and nothing leaks."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -47,6 +48,7 @@ class Stage:
             environment=environment,
         )
         self.engine.start()
+        self._verified = 0
 
     def close(self) -> None:
         self.engine.kill()
@@ -59,11 +61,15 @@ class Stage:
         return self.engine.metrics().get(f"vllm:kavern_{name}_total", 0.0)
 
     def ask(self, conversation: int, turns: int = 1, max_tokens: int = 4, **extra) -> str:
+        return self.engine.chat(self.history(conversation, turns), max_tokens, **extra).text
+
+    @staticmethod
+    def history(conversation: int, turns: int) -> list[dict]:
         history = []
         for turn in range(turns):
             history.append({"role": "user", "content": f"Talk {conversation}. {user_turn(conversation, turn, 8)}"})
             history.append({"role": "assistant", "content": "I see."})
-        return self.engine.chat(history[:-1], max_tokens, **extra).text
+        return history[:-1]
 
     def storm(self, conversations, turns: int = 1) -> int:
         """All of them, STREAMS at a time; every one must be answered."""
@@ -72,10 +78,38 @@ class Stage:
         assert all(isinstance(answer, str) for answer in answers)
         return len(answers)
 
-    def check_record(self) -> tuple[int, int]:
-        verified, wrong = noted(self.record, "verified"), noted(self.record, "wrong")
-        assert wrong == 0, f"{wrong} blocks loaded were never saved"
-        return verified, wrong
+    def in_background(self, conversations, turns: int = 1) -> threading.Thread:
+        """A storm that may meet the end of the engine."""
+        thread = threading.Thread(target=lambda: _ignore(self.storm, conversations, turns))
+        thread.start()
+        return thread
+
+    def hang_up(self, conversations, turns: int = 1) -> None:
+        """Asks, and does not wait for a token."""
+        for conversation in conversations:
+            body = {"model": "model", "messages": self.history(conversation, turns), "max_tokens": 64, "stream": True}
+            connection, _ = self.engine.post("/v1/chat/completions", body)
+            connection.close()
+
+    def noted(self, what: str) -> int:
+        return noted(self.record, what)
+
+    @contextlib.contextmanager
+    def stopped_daemon(self):
+        os.kill(self.daemon.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.daemon.process.pid, signal.SIGCONT)
+
+    def grown(self) -> bool:
+        return self.noted("verified") > self._verified
+
+    def check_record(self) -> None:
+        """Loads since the last call: there were some, and every block of theirs was saved so."""
+        assert self.noted("wrong") == 0, f"{self.noted('wrong')} blocks loaded were never saved"
+        assert self.grown()
+        self._verified = self.noted("verified")
 
 
 @pytest.fixture(scope="module")
@@ -94,53 +128,63 @@ def wait_until(condition, seconds: float = 30.0):
 
 def test_the_daemon_is_killed_and_comes_back(stage):
     stage.storm(range(8))
-    killed = threading.Timer(1.0, stage.daemon.kill)
-    killed.start()
-    stage.storm(range(8, 24))
-    killed.join()
+    busy = stage.in_background(range(8, 24))
+    wait_until(lambda: stage.status()["leases"] > 0)  # in the midst of saving
+    stage.daemon.kill()
+    assert busy.is_alive()
+    busy.join()
     stage.daemon.start()
     # Given up for a while, then taken back.
     wait_until(lambda: stage.storm(range(3)) and stage.status()["counters"]["store_blocks"] > 0, 60)
     stage.storm(range(8))
+    stage.engine.forget()
+    stage.storm(range(8))
     stage.check_record()
 
 
-def test_an_engine_killed_in_the_middle_leaves_nothing_behind(stage):
-    for _ in range(2):
-        busy = threading.Thread(target=lambda: _ignore(stage.storm, range(30, 62), 2))
-        busy.start()
-        wait_until(lambda: stage.status()["leases"] > 0 or not busy.is_alive(), 60)
+@pytest.mark.parametrize("doing", ["saving", "loading"])
+def test_an_engine_killed_in_the_middle_leaves_nothing_behind(stage, doing):
+    if doing == "saving":
+        busy = stage.in_background(range(30, 62), 2)
+        wait_until(lambda: stage.status()["leases"] > 0)
         stage.engine.kill()
-        killed = time.monotonic()
-        wait_until(lambda: stage.status()["leases"] == 0 and stage.status()["sessions"] == 1, 5)
-        seconds = time.monotonic() - killed
-        busy.join()
-        status = stage.status()
-        assert status["quarantined_bytes"] == 0
-        assert status["ram"]["leased_bytes"] == 0
-        assert seconds < 1.0
-        stage.engine.start()
-    stage.storm(range(8))
+    else:
+        stage.storm(range(8), turns=2)
+        stage.engine.forget()
+        before = stage.noted("begun"), stage.noted("reported")
+        with stage.stopped_daemon():
+            busy = stage.in_background(range(8), 2)
+            wait_until(lambda: stage.noted("begun") > before[0])
+            assert stage.noted("reported") == before[1]
+            stage.engine.kill()
+    killed = time.monotonic()
+    wait_until(lambda: stage.status()["leases"] == 0 and stage.status()["sessions"] == 1, 5)
+    seconds = time.monotonic() - killed
+    busy.join()
+    status = stage.status()
+    assert status["quarantined_bytes"] == 0
+    assert status["ram"]["leased_bytes"] == 0
+    assert seconds < 1.0
+    stage.engine.start()
+    stage.storm(range(8), turns=2)
+    stage.engine.forget()
+    stage.storm(range(8), turns=2)
     stage.check_record()
 
 
 def test_clients_hang_up_while_their_blocks_are_loaded(stage):
     stage.storm(range(8), turns=2)
     stage.engine.forget()
-    before = stage.status()["counters"]["fetch_hit_blocks"]
-    for conversation in range(8):
-        history = []
-        for turn in range(2):
-            history.append({"role": "user", "content": f"Talk {conversation}. {user_turn(conversation, turn, 8)}"})
-            history.append({"role": "assistant", "content": "I see."})
-        body = {"model": "model", "messages": history[:-1], "max_tokens": 64, "stream": True}
-        connection, _ = stage.engine.post("/v1/chat/completions", body)
-        connection.close()
-    stage.storm(range(8), turns=2)
-    assert stage.status()["counters"]["fetch_hit_blocks"] > before
+    aborted = stage.noted("aborted")
+    with stage.stopped_daemon():  # no load ends meanwhile
+        stage.hang_up(range(8), turns=2)
+        wait_until(lambda: stage.noted("aborted") > aborted)
+    wait_until(lambda: stage.noted("reported") == stage.noted("begun"))
+    print(f"{stage.noted('aborted') - aborted} requests ended while their blocks were loaded")
+    # It may have taken the daemon for absent.
+    wait_until(lambda: stage.engine.forget() or stage.storm(range(8), turns=2) and stage.grown(), 60)
+    stage.check_record()
     assert stage.engine.alive()
-    verified, _ = stage.check_record()
-    assert verified > 0
 
 
 def test_blocks_damaged_in_shared_memory_are_recomputed(stage):
@@ -154,6 +198,8 @@ def test_blocks_damaged_in_shared_memory_are_recomputed(stage):
     stage.storm(range(8))
     assert stage.counter("load_failures") > failures
     assert stage.status()["counters"]["damaged_blocks"] > 0
+    stage.engine.forget()  # what was dropped was stored again
+    stage.storm(range(8))
     stage.check_record()
 
 
@@ -162,33 +208,37 @@ def test_blocks_evicted_between_match_and_load_are_recomputed(stage):
     stage.engine.forget()
     failures = stage.counter("load_failures")
     (stage.record / "evict").touch()
-    stage.ask(0)
+    stage.storm(range(8))
     assert not (stage.record / "evict").exists()
-    wait_until(lambda: stage.counter("load_failures") == failures + 1)
+    wait_until(lambda: stage.counter("load_failures") > failures)
+    stage.engine.forget()
     stage.storm(range(8))
     stage.check_record()
 
 
 def test_a_daemon_that_hangs_delays_nobody_for_long(stage):
+    began = time.monotonic()
     stage.storm(range(8))
+    stage.storm(range(200, 208))
+    calm = time.monotonic() - began
     stage.engine.forget()
     failures = stage.counter("load_failures")
-    os.kill(stage.daemon.process.pid, signal.SIGSTOP)
-    stopped = time.monotonic()
     slowest = 0.0
-    try:
-        with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
-            while time.monotonic() - stopped < 10:
-                began = time.monotonic()
-                list(pool.map(stage.ask, range(8)))
-                slowest = max(slowest, time.monotonic() - began)
-    finally:
-        os.kill(stage.daemon.process.pid, signal.SIGCONT)
+    with stage.stopped_daemon():
+        stopped = time.monotonic()
+        while time.monotonic() - stopped < 10:
+            began = time.monotonic()
+            stage.storm(range(8))
+            slowest = max(slowest, time.monotonic() - began)
     assert stage.counter("load_failures") > failures
-    print(f"daemon stopped for {time.monotonic() - stopped:.1f} s, slowest round of {STREAMS}: {slowest:.2f} s")
+    print(f"daemon stopped for {time.monotonic() - stopped:.1f} s, slowest round of {STREAMS}: {slowest:.2f} s, calm {calm:.2f} s")
+    # A load is given up after 2 s; then everything is computed.
+    assert slowest < 2.0 + 3 * calm + 1
     saved = stage.counter("saves")
     fresh = iter(range(100, 1000))
     wait_until(lambda: stage.ask(next(fresh)) is not None and stage.counter("saves") > saved, 60)
+    stage.engine.forget()
+    stage.storm(range(8))
     stage.check_record()
 
 
@@ -202,7 +252,7 @@ def test_preemption_and_a_full_tier(tmp_path, chat_model):
         status = stage.status()["counters"]
         assert stage.engine.metrics()["vllm:num_preemptions_total"] > 0
         assert status["evicted_blocks"] + status["store_declined_blocks"] > 0
-        stage.check_record()
+        assert stage.noted("wrong") == 0
     finally:
         stage.close()
 
