@@ -301,7 +301,7 @@ TEST_F(BitFlip, ACatalogEntryLosesNothing) {
   }
 }
 
-TEST_F(BitFlip, AFileOfRocksDbLosesNothing) {
+TEST_F(BitFlip, AFileOfTheCatalogLosesNothing) {
   std::set<std::string> kinds;
   for (const auto& [name, bytes] : Rest().catalog) {
     const std::string kind =
@@ -317,11 +317,11 @@ TEST_F(BitFlip, AFileOfRocksDbLosesNothing) {
          bit += bit < whole ? 1 : stride) {
       Files files = Rest().catalog;
       Flip(files[name], bit);
-      ExpectLost(Copied(), files, {}, absl::StrCat("rocksdb_", kind), bit);
+      ExpectLost(Copied(), files, {}, absl::StrCat("catalog_", kind), bit);
     }
   }
-  EXPECT_EQ(kinds,
-            (std::set<std::string>{"CURRENT", "IDENTITY", "MANIFEST", "OPTIONS", ".log", ".sst"}));
+  EXPECT_EQ(kinds, (std::set<std::string>{"KAVERN", "CURRENT", "IDENTITY", "MANIFEST", "OPTIONS",
+                                          ".log", ".sst"}));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -19,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "base/units.h"
+#include "tiers/nvme/catalog_directory.h"
 
 namespace kavern::tiers {
 namespace {
@@ -71,9 +73,6 @@ rocksdb::Options Tuned(rocksdb::Env* env) {
   return options;
 }
 
-// Of the directory of a catalog that is one.
-constexpr char kCurrentFile[] = "/CURRENT";
-
 // The records of one block of a log; none crosses a block's end.
 bool HasReusedRecord(const rocksdb::Slice& block) {
   constexpr std::size_t kHeaderBytes = 7;  // checksum, length, type
@@ -111,12 +110,46 @@ absl::Status CheckLogs(const std::string& path, rocksdb::Env* env) {
   return absl::OkStatus();
 }
 
-absl::Status Converted(const rocksdb::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  const std::string text = absl::StrCat("catalog: ", status.ToString());
-  if (status.IsCorruption() || status.IsNotFound()) return absl::DataLossError(text);
-  if (status.IsNoSpace()) return absl::ResourceExhaustedError(text);
-  return absl::InternalError(text);
+absl::Status AnotherStores(const std::string& path) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "nvme.catalog: ", path,
+      ": belongs to another store than the devices. Name another directory; or, if that "
+      "store is gone, remove it"));
+}
+
+rocksdb::Env* OrSystem(rocksdb::Env* env) {
+  return env != nullptr ? env : rocksdb::Env::Default();
+}
+
+// The identity in the database itself, which must not be changed before it is known.
+absl::StatusOr<disk::Uuid> StoreOfDatabase(const std::string& path, rocksdb::Env* env) {
+  rocksdb::Options options = Tuned(env);
+  options.create_if_missing = false;
+  rocksdb::DB* opened = nullptr;
+  KAVERN_RETURN_IF_ERROR(CatalogStatus(rocksdb::DB::OpenForReadOnly(options, path, &opened)));
+  const std::unique_ptr<rocksdb::DB> db(opened);
+  std::string identity;
+  KAVERN_RETURN_IF_ERROR(CatalogStatus(db->Get({}, kIdentityKey, &identity)));
+  disk::Uuid store;
+  if (identity.size() != store.size()) return absl::DataLossError("catalog: its identity is none");
+  std::copy(identity.begin(), identity.end(), store.begin());
+  return store;
+}
+
+absl::StatusOr<std::optional<disk::Uuid>> StoreOfDirectory(const CatalogDirectory& directory,
+                                                           const std::string& path,
+                                                           rocksdb::Env* env) {
+  KAVERN_ASSIGN_OR_RETURN(const auto marked, directory.ReadMark());
+  if (marked.has_value()) return marked;
+  KAVERN_ASSIGN_OR_RETURN(const bool has_database, directory.HasDatabase());
+  if (!has_database) return std::nullopt;
+  const auto store = StoreOfDatabase(path, env);
+  if (store.ok()) return std::optional(*store);
+  if (!absl::IsDataLoss(store.status())) return store.status();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "nvme.catalog: ", path, ": holds a database that does not say that it is Kavern's (",
+      store.status().message(),
+      "). Name another directory; or, if it is nobody else's, remove it"));
 }
 
 }  // namespace
@@ -126,22 +159,36 @@ Catalog::Catalog(std::unique_ptr<rocksdb::DB> db, bool is_new)
 
 Catalog::~Catalog() = default;
 
-absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const std::string& path,
-                                                       const disk::Uuid& store, rocksdb::Env* env) {
-  const rocksdb::Options options = Tuned(env);
+absl::StatusOr<std::optional<disk::Uuid>> Catalog::StoreOf(
+    const std::string& path, rocksdb::Env* env, std::chrono::milliseconds lock_patience) {
+  env = OrSystem(env);
+  KAVERN_ASSIGN_OR_RETURN(const bool is_there, CatalogDirectory::IsThere(path, env));
+  if (!is_there) return std::nullopt;
+  KAVERN_ASSIGN_OR_RETURN(const auto directory, CatalogDirectory::Lock(path, env, lock_patience));
+  return StoreOfDirectory(*directory, path, env);
+}
+
+absl::Status Catalog::Claim(const std::string& path, const disk::Uuid& store, rocksdb::Env* env,
+                            std::chrono::milliseconds lock_patience) {
+  KAVERN_ASSIGN_OR_RETURN(const auto directory, CatalogDirectory::Lock(path, env, lock_patience));
+  KAVERN_ASSIGN_OR_RETURN(const auto present, StoreOfDirectory(*directory, path, env));
+  if (present.has_value() && *present != store) return AnotherStores(path);
+  // Before the database: what is damaged later must still say that it is ours. One that an earlier
+  // version made has none, and says it by itself as yet.
+  KAVERN_ASSIGN_OR_RETURN(const auto marked, directory->ReadMark());
+  if (!marked.has_value()) KAVERN_RETURN_IF_ERROR(directory->Mark(store));
   // RocksDB would replay logs that a crash left of a catalog that was discarded.
-  if (!options.env->FileExists(path + kCurrentFile).ok()) {
-    KAVERN_RETURN_IF_ERROR(Discard(path, env));
-  }
-  KAVERN_RETURN_IF_ERROR(CheckLogs(path, options.env));
+  return directory->HasCurrent() ? absl::OkStatus() : directory->Empty();
+}
+
+absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const std::string& path,
+                                                       const disk::Uuid& store, rocksdb::Env* env,
+                                                       std::chrono::milliseconds lock_patience) {
+  env = OrSystem(env);
+  KAVERN_RETURN_IF_ERROR(Claim(path, store, env, lock_patience));
+  KAVERN_RETURN_IF_ERROR(CheckLogs(path, env));
   rocksdb::DB* opened = nullptr;
-  const rocksdb::Status status = rocksdb::DB::Open(options, path, &opened);
-  if (!status.ok()) {
-    // Whatever else a catalog does not open with is damage: files that are missing read as I/O
-    // errors, some flipped bits as a version or an option that is not supported.
-    if (status.IsNoSpace()) return Converted(status);
-    return absl::DataLossError(absl::StrCat("catalog: ", status.ToString()));
-  }
+  KAVERN_RETURN_IF_ERROR(CatalogStatus(rocksdb::DB::Open(Tuned(env), path, &opened)));
   std::unique_ptr<rocksdb::DB> db(opened);
   std::string identity;
   const rocksdb::Status got = db->Get({}, kIdentityKey, &identity);
@@ -152,11 +199,11 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(const std::string& path,
     if (any->Valid()) return absl::DataLossError("catalog: it does not say whose it is");
     rocksdb::WriteOptions durable;
     durable.sync = true;
-    KAVERN_RETURN_IF_ERROR(Converted(db->Put(durable, kIdentityKey, expected)));
+    KAVERN_RETURN_IF_ERROR(CatalogStatus(db->Put(durable, kIdentityKey, expected)));
     return std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/true));
   }
-  if (!got.ok()) return Converted(got);
-  if (identity != expected) return absl::DataLossError("catalog: it belongs to another store");
+  if (!got.ok()) return CatalogStatus(got);
+  if (identity != expected) return AnotherStores(path);
   return Completed(std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/false)));
 }
 
@@ -184,18 +231,16 @@ absl::StatusOr<std::unique_ptr<Catalog>> Catalog::OpenReadOnly(const std::string
   return Completed(std::unique_ptr<Catalog>(new Catalog(std::move(db), /*is_new=*/false)));
 }
 
-absl::Status Catalog::Discard(const std::string& path, rocksdb::Env* env) {
-  const rocksdb::Options options = Tuned(env);
-  // First what makes it a catalog: a crash in the midst of the rest must not leave one that opens
-  // and lacks half.
-  const std::string current = path + kCurrentFile;
-  if (options.env->FileExists(current).ok()) {
-    KAVERN_RETURN_IF_ERROR(Converted(options.env->DeleteFile(current)));
-    std::unique_ptr<rocksdb::Directory> directory;
-    KAVERN_RETURN_IF_ERROR(Converted(options.env->NewDirectory(path, &directory)));
-    KAVERN_RETURN_IF_ERROR(Converted(directory->Fsync()));
+absl::Status Catalog::Discard(const std::string& path, rocksdb::Env* env,
+                              std::chrono::milliseconds lock_patience) {
+  KAVERN_ASSIGN_OR_RETURN(const auto directory,
+                          CatalogDirectory::Lock(path, OrSystem(env), lock_patience));
+  KAVERN_ASSIGN_OR_RETURN(const auto marked, directory->ReadMark());
+  if (!marked.has_value()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("nvme.catalog: ", path, ": its mark is gone, so it is not thrown away"));
   }
-  return Converted(rocksdb::DestroyDB(path, options));
+  return directory->Empty();
 }
 
 absl::Status Catalog::Scan(
@@ -217,33 +262,33 @@ absl::Status Catalog::Scan(
     if (header->offset != offset) return absl::DataLossError("catalog: an entry of another slot");
     entry(device, *header);
   }
-  return Converted(it->status());
+  return CatalogStatus(it->status());
 }
 
 absl::Status Catalog::Apply(std::span<const Change> changes, bool sync) {
   if (failed_) return absl::UnavailableError("catalog: a write has failed; restart to go on");
-  if (changes.empty()) return sync ? Wrote(Converted(db_->SyncWAL())) : absl::OkStatus();
+  if (changes.empty()) return sync ? Wrote(CatalogStatus(db_->SyncWAL())) : absl::OkStatus();
   rocksdb::WriteBatch batch;
   for (const Change& change : changes) {
     const SlotKey key = KeyOf(change.device, change.offset);
     if (change.erase) {
-      KAVERN_RETURN_IF_ERROR(Converted(batch.Delete(SliceOf(key))));
+      KAVERN_RETURN_IF_ERROR(CatalogStatus(batch.Delete(SliceOf(key))));
     } else {
       const rocksdb::Slice value(reinterpret_cast<const char*>(&change.header),
                                  sizeof(change.header));
-      KAVERN_RETURN_IF_ERROR(Converted(batch.Put(SliceOf(key), value)));
+      KAVERN_RETURN_IF_ERROR(CatalogStatus(batch.Put(SliceOf(key), value)));
     }
   }
   rocksdb::WriteOptions options;
   options.sync = sync;
-  return Wrote(Converted(db_->Write(options, &batch)));
+  return Wrote(CatalogStatus(db_->Write(options, &batch)));
 }
 
 absl::StatusOr<std::optional<std::uint64_t>> Catalog::GetNumber(std::string_view name) const {
   std::string value;
   const rocksdb::Status got = db_->Get({}, NumberKey(name), &value);
   if (got.IsNotFound()) return std::nullopt;
-  if (!got.ok()) return Converted(got);
+  if (!got.ok()) return CatalogStatus(got);
   if (value.size() != sizeof(std::uint64_t)) {
     return absl::DataLossError(absl::StrCat("catalog: the number ", std::string(name), " is none"));
   }
@@ -256,8 +301,8 @@ absl::Status Catalog::PutNumber(std::string_view name, std::uint64_t value) {
   rocksdb::WriteOptions durable;
   durable.sync = true;
   if (failed_) return absl::UnavailableError("catalog: a write has failed; restart to go on");
-  return Wrote(
-      Converted(db_->Put(durable, NumberKey(name), rocksdb::Slice(bytes.data(), bytes.size()))));
+  return Wrote(CatalogStatus(
+      db_->Put(durable, NumberKey(name), rocksdb::Slice(bytes.data(), bytes.size()))));
 }
 
 absl::Status Catalog::Wrote(absl::Status status) {

@@ -2,12 +2,13 @@
 //
 // Never the truth by itself: an entry counts only if its segment's header is of the same use, and
 // its payload only if its checksum fits. It may lack what is on disk (then that is a miss). A
-// catalog that is damaged, or of another store, is not repaired but thrown away, and made anew from
-// the headers.
+// catalog that is damaged is not repaired but thrown away, and made anew from the headers; what is
+// another store's or another program's is refused, and left as it is.
 #ifndef KAVERN_TIERS_NVME_CATALOG_H_
 #define KAVERN_TIERS_NVME_CATALOG_H_
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -32,18 +33,31 @@ namespace kavern::tiers {
 // Thread-safe.
 class Catalog {
  public:
-  // Opens or makes the catalog in the directory `path`. DataLoss: it is damaged, was never
-  // completed, or belongs to another store than `store`; Discard() it and open it again. `env` is
-  // the seam for tests, which must outlive it; nullptr: the files of the system.
-  static absl::StatusOr<std::unique_ptr<Catalog>> Open(const std::string& path,
-                                                       const disk::Uuid& store,
-                                                       rocksdb::Env* env = nullptr);
+  static constexpr std::chrono::milliseconds kLockPatience{5000};
+
+  // The store whose catalog is in the directory `path`; nullopt: there is none. A catalog is made
+  // after every device of its store: there is such a store then, whatever the catalog holds. Makes
+  // nothing. The errors are Open's.
+  static absl::StatusOr<std::optional<disk::Uuid>> StoreOf(
+      const std::string& path, rocksdb::Env* env = nullptr,
+      std::chrono::milliseconds lock_patience = kLockPatience);
+  // Opens or makes the catalog in the directory `path`. DataLoss: it is damaged, or was never
+  // completed; Discard() it and open it again. FailedPrecondition: it belongs to another store than
+  // `store`, another program's database is there, or another process has it for longer than
+  // `lock_patience`. PermissionDenied, ResourceExhausted (no space). Otherwise it cannot be read or
+  // written, which says nothing of what is there. `env` is the seam for tests, which must outlive
+  // it; nullptr: the files of the system.
+  static absl::StatusOr<std::unique_ptr<Catalog>> Open(
+      const std::string& path, const disk::Uuid& store, rocksdb::Env* env = nullptr,
+      std::chrono::milliseconds lock_patience = kLockPatience);
   // The same for looking only: writes nothing, and may only Scan(). DataLoss: it is missing,
   // damaged, or belongs to another store.
   static absl::StatusOr<std::unique_ptr<Catalog>> OpenReadOnly(const std::string& path,
                                                                const disk::Uuid& store);
-  // Deletes it, so that whatever a crash leaves of it is not taken for a catalog.
-  static absl::Status Discard(const std::string& path, rocksdb::Env* env = nullptr);
+  // Deletes it, so that whatever a crash leaves of it is not taken for a catalog. Its mark stays:
+  // the store still is. The errors are Open's.
+  static absl::Status Discard(const std::string& path, rocksdb::Env* env = nullptr,
+                              std::chrono::milliseconds lock_patience = kLockPatience);
   ~Catalog();
 
   // Whether it was made by this Open: what is on disk is not in it.
@@ -79,6 +93,9 @@ class Catalog {
 
  private:
   Catalog(std::unique_ptr<rocksdb::DB> db, bool is_new);
+  // The directory is this store's from here on, and marked so.
+  static absl::Status Claim(const std::string& path, const disk::Uuid& store, rocksdb::Env* env,
+                            std::chrono::milliseconds lock_patience);
   // DataLoss unless it is complete.
   static absl::StatusOr<std::unique_ptr<Catalog>> Completed(std::unique_ptr<Catalog> catalog);
 

@@ -13,6 +13,7 @@ namespace {
 constexpr std::array<char, 8> kSuperblockMagic = {'K', 'V', 'R', 'N', 'D', 'I', 'S', 'K'};
 constexpr std::array<char, 8> kPurgeMagic = {'K', 'V', 'R', 'N', 'P', 'U', 'R', 'G'};
 constexpr std::array<char, 8> kSegmentMagic = {'K', 'V', 'R', 'N', 'S', 'E', 'G', 'M'};
+constexpr std::array<char, 8> kCatalogMagic = {'K', 'V', 'R', 'N', 'C', 'T', 'L', 'G'};
 
 template <typename Header>
 std::uint32_t CrcOf(Header header) {
@@ -58,6 +59,12 @@ SegmentHeader SegmentHeader::Make(const Uuid& store, std::uint32_t device, std::
                                   std::uint64_t slot_bytes, std::uint64_t epoch) {
   SegmentHeader made = {kSegmentMagic, kFormatVersion, 0,          store,
                         device,        segment,        slot_bytes, epoch};
+  made.crc = CrcOf(made);
+  return made;
+}
+
+CatalogMark CatalogMark::Make(const Uuid& store) {
+  CatalogMark made = {kCatalogMagic, kFormatVersion, 0, store};
   made.crc = CrcOf(made);
   return made;
 }
@@ -120,6 +127,10 @@ absl::StatusOr<PurgePage> ParsePurgePage(std::span<const std::byte> page) {
     return absl::DataLossError("purge page: more entries than fit");
   }
   return parsed;
+}
+
+absl::StatusOr<CatalogMark> ParseCatalogMark(std::span<const std::byte> bytes) {
+  return Parse<CatalogMark>(bytes, kCatalogMagic, "catalog's mark");
 }
 
 }  // namespace kavern::tiers::disk

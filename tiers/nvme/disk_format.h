@@ -102,7 +102,19 @@ static_assert(std::is_trivially_copyable_v<Superblock> && sizeof(Superblock) == 
 static_assert(std::is_trivially_copyable_v<SegmentHeader> && sizeof(SegmentHeader) == 56);
 static_assert(std::is_trivially_copyable_v<SlotHeader> && sizeof(SlotHeader) == 112);
 
+// Beside the catalog's files: whose they are, also where RocksDB cannot say so any more.
+struct CatalogMark {
+  std::array<char, 8> magic;  // "KVRNCTLG"
+  std::uint32_t version;
+  std::uint32_t crc;
+  Uuid store;
+
+  static CatalogMark Make(const Uuid& store);
+};
+
 inline constexpr std::array<char, 8> kSlotMagic = {'K', 'V', 'R', 'N', 'S', 'L', 'O', 'T'};
+
+static_assert(std::is_trivially_copyable_v<CatalogMark> && sizeof(CatalogMark) == 32);
 
 // Fills in magic, version and checksum.
 void Seal(SlotHeader& header);
@@ -117,6 +129,7 @@ absl::StatusOr<Superblock> ParseSuperblock(std::span<const std::byte> page);
 absl::StatusOr<SegmentHeader> ParseSegment(std::span<const std::byte> page);
 absl::StatusOr<SlotHeader> ParseSlot(std::span<const std::byte> bytes);
 absl::StatusOr<PurgePage> ParsePurgePage(std::span<const std::byte> page);
+absl::StatusOr<CatalogMark> ParseCatalogMark(std::span<const std::byte> bytes);
 
 // Where things are.
 constexpr std::uint64_t SegmentOffset(std::uint64_t segment_bytes, std::uint64_t segment) {

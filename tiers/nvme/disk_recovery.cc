@@ -105,7 +105,7 @@ absl::StatusOr<DiskStore::Recovery> DiskStore::Recover(
         MutexLock lock(mu_);
         catalog_.reset();
       }
-      KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
+      KAVERN_RETURN_IF_ERROR(DiscardCatalog());
       KAVERN_RETURN_IF_ERROR(OpenCatalog(/*may_discard=*/true));
     }
   }

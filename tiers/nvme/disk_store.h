@@ -51,7 +51,7 @@ struct DiskStoreOptions {
   bool io_uring = true;
   // Tells a device what a segment that is put to another use held before: DiskIo::Op::kDiscard.
   bool discard = false;
-  std::chrono::milliseconds lock_patience{5000};  // BlockDeviceOptions has it
+  std::chrono::milliseconds lock_patience{5000};  // BlockDeviceOptions has it; the catalog's too
   const Clock* clock = &Clock::System();          // of deadlines
   // How long parts wait for others to share a flush, unless one of them is kStrict.
   std::chrono::milliseconds batch_interval{100};
@@ -93,8 +93,9 @@ class DiskStore {
 
   // Makes what is not there yet. A device that fails (IsDeviceFailure) is out from the beginning,
   // and the others go on; where they cannot go on without it, all are out, and Recover() says why.
-  // FailedPrecondition: another process has a device, devices of different stores, or of another
-  // format; InvalidArgument: sizes. Nothing is overwritten then.
+  // FailedPrecondition: another process has a device or the catalog, devices of different stores,
+  // or of another format, a catalog that is not this store's; InvalidArgument: sizes. Nothing is
+  // overwritten then.
   static absl::StatusOr<std::unique_ptr<DiskStore>> Open(DiskStoreOptions options);
   // Everything under way ends first; what is written is committed.
   ~DiskStore();
@@ -232,6 +233,7 @@ class DiskStore {
   absl::Status LoadPurges();
   // `may_discard`: one that is missing or damaged is made anew.
   absl::Status OpenCatalog(bool may_discard);
+  absl::Status DiscardCatalog();
 
   absl::Status Run(std::uint32_t device, DiskIo::Op op, std::uint64_t offset,
                    std::span<std::byte> memory) {

@@ -57,6 +57,7 @@ absl::Status DiskStore::OpenParts() {
   KAVERN_RETURN_IF_ERROR(LoadPurges());
   if (devices_.all_healthy()) return OpenCatalog(/*may_discard=*/true);
   if (const absl::Status opened = OpenCatalog(/*may_discard=*/false); !opened.ok()) {
+    if (!IsDeviceFailure(opened)) return opened;
     return absl::UnavailableError(
         absl::StrCat("not used while ", devices_.first_failure(),
                      ": without the catalog nobody knows what was deleted: ", opened.message()));
@@ -332,11 +333,15 @@ absl::Status DiskStore::NoteLonePurges(std::uint64_t sequence) {
 }
 
 absl::Status DiskStore::OpenCatalog(bool may_discard) {
-  auto opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
+  const auto open = [this] {
+    return Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env,
+                         options_.lock_patience);
+  };
+  auto opened = open();
   if (may_discard && absl::IsDataLoss(opened.status())) {
     catalog_damage_ = std::string(opened.status().message());
-    KAVERN_RETURN_IF_ERROR(Catalog::Discard(options_.catalog_path, options_.catalog_env));
-    opened = Catalog::Open(options_.catalog_path, uuid_, options_.catalog_env);
+    KAVERN_RETURN_IF_ERROR(DiscardCatalog());
+    opened = open();
   }
   if (!opened.ok()) return opened.status();
   if (!may_discard && (*opened)->is_new()) return absl::DataLossError("catalog: it is missing");
@@ -348,6 +353,10 @@ absl::Status DiskStore::OpenCatalog(bool may_discard) {
   MutexLock lock(mu_);
   catalog_ = *std::move(opened);
   return absl::OkStatus();
+}
+
+absl::Status DiskStore::DiscardCatalog() {
+  return Catalog::Discard(options_.catalog_path, options_.catalog_env, options_.lock_patience);
 }
 
 bool DiskStore::ReadPages(std::uint32_t device, std::uint64_t offset, std::span<std::byte> pages) {
