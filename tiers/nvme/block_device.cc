@@ -8,6 +8,9 @@
 
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
+#include <iterator>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -27,6 +30,30 @@ absl::Status OpenError(int error, const std::string& path) {
   // The kernel makes a file system read-only that has errors.
   if (error == EROFS) return absl::UnavailableError(ErrnoStatus(error, path).message());
   return ErrnoStatus(error, path);
+}
+
+// Where a disk is missing, a file in its place would fill the system's memory.
+bool IsBelowDev(const std::string& path) {
+  std::error_code ignored;
+  const std::filesystem::path real = std::filesystem::weakly_canonical(path, ignored);
+  const auto parts = std::distance(real.begin(), real.end());
+  return parts > 2 && *std::next(real.begin()) == "dev";
+}
+
+absl::StatusOr<UniqueFd> OpenOrMake(const std::string& path, bool create) {
+  UniqueFd fd(open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+  if (fd.valid()) return fd;
+  if (errno != ENOENT || !create) return OpenError(errno, path);
+  if (IsBelowDev(path)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": there is no such device, and no file is made below /dev"));
+  }
+  // Not through a link that leads nowhere, which may lead below /dev.
+  fd = UniqueFd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_DIRECT | O_CLOEXEC, 0600));
+  if (fd.valid()) return fd;
+  if (errno != EEXIST) return OpenError(errno, path);
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, ": expected a file or a device, and is a link to what is not there"));
 }
 
 absl::Status LockFile(int fd, const std::string& path, std::chrono::milliseconds patience) {
@@ -71,9 +98,7 @@ std::uint64_t DiskIo::Bytes() const {
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options) {
   const std::string& path = options.path;
   const std::uint64_t size_bytes = options.size_bytes;
-  const int create = options.create ? O_CREAT : 0;
-  UniqueFd fd(open(path.c_str(), O_RDWR | create | O_DIRECT | O_CLOEXEC, 0600));
-  if (!fd.valid()) return OpenError(errno, path);
+  KAVERN_ASSIGN_OR_RETURN(UniqueFd fd, OpenOrMake(path, options.create));
   KAVERN_RETURN_IF_ERROR(LockFile(fd.get(), path, options.lock_patience));
   struct stat facts {};
   if (fstat(fd.get(), &facts) != 0) return ErrnoStatus(errno, path);

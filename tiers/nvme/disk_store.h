@@ -210,12 +210,17 @@ class DiskStore {
   absl::Status OpenParts();
   absl::Status OpenDevices();
   absl::StatusOr<std::unique_ptr<BlockDevice>> OpenDevice(std::uint32_t device, bool create);
-  // The files that there are not, where no device holds blocks; they are new then. Unavailable
-  // where a device fails, beside which no store is made.
+  // The files that there are not, where there is no store; they are new then. Unavailable where a
+  // device fails, beside which no store is made.
   absl::Status MakeAbsent(const std::vector<bool>& is_absent, std::vector<bool>* is_new);
-  // Which devices are empty, and are to be made the store's; true: there is a store that holds
-  // blocks, beside which none is.
-  absl::StatusOr<bool> ReadSuperblocks(std::vector<bool>* is_new);
+  // Which devices are empty.
+  absl::Status ReadSuperblocks(std::vector<bool>* is_new);
+  // What shows that there is a store, of which a device that is absent or empty was a part; empty:
+  // there is none, or one whose making was begun and not ended.
+  absl::StatusOr<std::string> FindStore(const std::vector<bool>& is_new);
+  void TakeEmptyOut(const std::string& store, std::vector<bool>* is_new);
+  // Why a device that is absent or empty is out, and what a person can do.
+  absl::Status HowToGoOn(absl::string_view what) const;
   // Every device is out, and none is touched: what is on them cannot be served as it is.
   void TakeAllOut(const absl::Status& why);
   absl::Status EveryDeviceFailed() const;

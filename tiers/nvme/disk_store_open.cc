@@ -25,6 +25,10 @@ disk::Uuid NewUuid() {
   return uuid;
 }
 
+bool AnyOf(const std::vector<bool>& devices) {
+  return std::find(devices.begin(), devices.end(), true) != devices.end();
+}
+
 }  // namespace
 
 DiskStore::DiskStore(DiskStoreOptions options) : options_(std::move(options)) {}
@@ -99,14 +103,27 @@ absl::Status DiskStore::OpenDevices() {
       devices_.Add(options_.devices[device].path, *std::move(opened));
     } else if (IsDeviceFailure(opened.status())) {
       is_absent[device] = absl::IsNotFound(opened.status());
-      devices_.AddFailed(options_.devices[device].path, opened.status());
+      devices_.AddFailed(options_.devices[device].path, is_absent[device]
+                                                            ? HowToGoOn(opened.status().message())
+                                                            : opened.status());
     } else {
       return opened.status();
     }
   }
   std::vector<bool> is_new(devices_.size(), false);
-  KAVERN_ASSIGN_OR_RETURN(const bool holds_blocks, ReadSuperblocks(&is_new));
-  if (!holds_blocks) KAVERN_RETURN_IF_ERROR(MakeAbsent(is_absent, &is_new));
+  KAVERN_RETURN_IF_ERROR(ReadSuperblocks(&is_new));
+  if (AnyOf(is_absent) || AnyOf(is_new)) {
+    KAVERN_ASSIGN_OR_RETURN(const std::string store, FindStore(is_new));
+    if (store.empty()) {
+      KAVERN_RETURN_IF_ERROR(MakeAbsent(is_absent, &is_new));
+    } else {
+      TakeEmptyOut(store, &is_new);
+    }
+    if (!store.empty() && devices_.all_out()) {
+      return absl::UnavailableError(
+          absl::StrCat("nothing is made, for ", store, ": ", devices_.first_failure()));
+    }
+  }
   if (devices_.all_out()) return EveryDeviceFailed();
   if (uuid_ == disk::Uuid{}) uuid_ = NewUuid();
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
@@ -116,10 +133,6 @@ absl::Status DiskStore::OpenDevices() {
 }
 
 absl::Status DiskStore::MakeAbsent(const std::vector<bool>& is_absent, std::vector<bool>* is_new) {
-  const auto any = [](const std::vector<bool>& devices) {
-    return std::find(devices.begin(), devices.end(), true) != devices.end();
-  };
-  if (!any(is_absent) && !any(*is_new)) return absl::OkStatus();
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (is_absent[device] || devices_.healthy(device)) continue;
     // It would find itself with others that hold blocks of another store.
@@ -140,9 +153,7 @@ absl::Status DiskStore::MakeAbsent(const std::vector<bool>& is_absent, std::vect
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
-  bool holds_blocks = false;
-  std::vector<std::uint32_t> old;
+absl::Status DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (!devices_.healthy(device)) continue;
     const auto read = ReadSuperblock(device);
@@ -152,27 +163,47 @@ absl::StatusOr<bool> DiskStore::ReadSuperblocks(std::vector<bool>* is_new) {
     }
     if (!read.ok()) return read.status();
     const std::optional<disk::Superblock>& block = *read;
-    if (!block.has_value()) {
-      (*is_new)[device] = true;
-      continue;
-    }
-    old.push_back(device);
-    KAVERN_RETURN_IF_ERROR(CheckSuperblock(device, *block));
+    (*is_new)[device] = !block.has_value();
+    if (block.has_value()) KAVERN_RETURN_IF_ERROR(CheckSuperblock(device, *block));
   }
-  if (old.size() == devices_.size()) return true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> DiskStore::FindStore(const std::vector<bool>& is_new) {
   // A crash in the midst of making the store leaves devices that hold nothing beside empty ones.
-  for (const std::uint32_t device : old) holds_blocks = holds_blocks || !HoldsNothing(device);
-  if (!holds_blocks) return false;
+  for (std::uint32_t device = 0; device < devices_.size(); ++device) {
+    if (!devices_.healthy(device) || is_new[device]) continue;
+    if (!HoldsNothing(device)) return "the store's other devices hold blocks";
+  }
+  // But no catalog yet, which is made after the last device: with one, a device that is not there
+  // held its part of the store, and may hold all blocks, and what was deleted of them.
+  const auto catalogs =
+      Catalog::StoreOf(options_.catalog_path, options_.catalog_env, options_.lock_patience);
+  if (!catalogs.ok() && IsDeviceFailure(catalogs.status())) {
+    return absl::UnavailableError(
+        absl::StrCat("nothing is made while nobody knows whether there is a store: ",
+                     catalogs.status().message()));
+  }
+  if (!catalogs.ok()) return catalogs.status();
+  if (!catalogs->has_value()) return "";
+  return absl::StrCat("the catalog, ", options_.catalog_path, ", says that there is a store");
+}
+
+void DiskStore::TakeEmptyOut(const std::string& store, std::vector<bool>* is_new) {
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (!(*is_new)[device]) continue;
     (*is_new)[device] = false;
-    devices_.TakeOut(device, absl::FailedPreconditionError(absl::StrCat(
-                                 options_.devices[device].path,
-                                 ": is empty, while the store's other devices hold blocks. Mount "
-                                 "what is not mounted; or, if the disk was replaced, remove the "
-                                 "other devices' files and the catalog to begin anew")));
+    devices_.TakeOut(device, HowToGoOn(absl::StrCat(options_.devices[device].path,
+                                                    ": is empty, while ", store)));
   }
-  return true;
+}
+
+absl::Status DiskStore::HowToGoOn(absl::string_view what) const {
+  return absl::UnavailableError(
+      absl::StrCat(what,
+                   ". Mount what is not mounted; or, to begin anew, remove the other devices' "
+                   "files and the catalog, ",
+                   options_.catalog_path));
 }
 
 absl::StatusOr<std::optional<disk::Superblock>> DiskStore::ReadSuperblock(std::uint32_t device) {

@@ -12,6 +12,7 @@
 namespace kavern::tiers {
 namespace {
 
+using std::string_literals::operator""s;
 using testing::HasSubstr;
 
 using DiskStartTest = DiskFailureFixture;
@@ -187,15 +188,102 @@ TEST_F(DiskStartTest, AStoreThatCannotBeMadeIsRefused) {
   EXPECT_THAT(refused.message(), HasSubstr("the file cannot be made"));
 }
 
-// A crash between the first and the second device of a new store.
+// A crash between the first and the second device of a new store: its catalog, which is made last,
+// is not there yet.
 TEST_F(DiskStartTest, AStoreThatWasBegunAndHoldsNothingIsMadeWhole) {
   StartWithDisks();
   store_.reset();
   std::filesystem::remove(directory_.path() / "disk1");
+  std::filesystem::remove_all(directory_.path() / "catalog");
   Restart(false, false);
   EXPECT_TRUE(store_->GetStatus().disk.devices[1].healthy);
   const NamespaceRef ns = Open(SpecOf("m"));
   EXPECT_EQ(Verified(ns, StoreBlocks(ns, 1, 60)), 60U);
+}
+
+// Of one file system that is not mounted, which had every device: the catalog, elsewhere, tells.
+TEST_F(DiskStartTest, NothingIsMadeWhereTheCatalogSaysThatThereIsAStore) {
+  StartWithDisks();
+  const std::vector<BlockKey> deleted = StoreBlocks(Open(SpecOf("deleted")), 100, 20);
+  EXPECT_TRUE(store_->Purge(Open(SpecOf("deleted")).fingerprint()).ok());
+  Restart(false, false);
+  const std::vector<BlockKey> kept = StoreBlocks(Open(SpecOf("m")), 1, 60);
+  store_.reset();
+  const std::filesystem::path directory = directory_.path();
+  for (const char* name : {"disk0", "disk1"}) {
+    std::filesystem::rename(directory / name, directory / (std::string("unmounted-") + name));
+  }
+  // Also where a crash or a flipped bit left a catalog that does not open.
+  for (const bool damaged : {false, true}) {
+    if (damaged) std::filesystem::remove(directory / "catalog" / "CURRENT");
+    Restart(false, false);
+    ExpectOnlyRam("says that there is a store");
+    EXPECT_THAT(store_->GetStatus().disk.failure,
+                HasSubstr("Mount what is not mounted; or, to begin anew, remove"));
+    store_.reset();
+    for (const char* name : {"disk0", "disk1"}) {
+      EXPECT_FALSE(std::filesystem::exists(directory / name));
+    }
+  }
+  for (const char* name : {"disk0", "disk1"}) {
+    std::filesystem::rename(directory / (std::string("unmounted-") + name), directory / name);
+  }
+  Restart(false, false);
+  EXPECT_EQ(store_->GetStatus().disk.failure, "");
+  EXPECT_EQ(Verified(Open(SpecOf("m")), kept), 60U);
+  EXPECT_EQ(Verified(Open(SpecOf("deleted")), deleted), 0U);
+}
+
+// The device that is there may be the one that was never used.
+TEST_F(DiskStartTest, ADeviceThatIsGoneIsNotMadeBesideOneThatHoldsNothing) {
+  StartWithDisks();
+  store_.reset();
+  std::filesystem::rename(directory_.path() / "disk1", directory_.path() / "unmounted");
+  Restart(false, false);
+  EXPECT_FALSE(std::filesystem::exists(directory_.path() / "disk1"));
+  const DiskStatus disk = store_->GetStatus().disk;
+  EXPECT_TRUE(disk.devices[0].healthy);
+  EXPECT_FALSE(disk.devices[1].healthy);
+  const NamespaceRef ns = Open(SpecOf("m"));
+  EXPECT_EQ(Verified(ns, StoreBlocks(ns, 1, 20)), 20U);
+}
+
+TEST_F(DiskStartTest, EmptyDevicesAreOutWhereTheCatalogSaysThatThereIsAStore) {
+  StartWithDisks();
+  store_.reset();
+  for (const char* name : {"disk0", "disk1"}) {
+    const auto file = directory_.path() / name;
+    const auto bytes = std::filesystem::file_size(file);
+    std::filesystem::remove(file);
+    std::ofstream(file).close();
+    std::filesystem::resize_file(file, bytes);
+  }
+  const int written = faults_[0].written + faults_[1].written;
+  Restart(false, false);
+  ExpectOnlyRam("is empty, while the catalog, ");
+  EXPECT_EQ(faults_[0].written + faults_[1].written, written);
+  store_.reset();
+  std::filesystem::remove_all(directory_.path() / "catalog");
+  Restart(false, false);
+  const NamespaceRef ns = Open(SpecOf("m"));
+  EXPECT_EQ(Verified(ns, StoreBlocks(ns, 1, 60)), 60U);
+}
+
+// A disk that is gone, or a link to one.
+TEST_F(DiskStartTest, NoFileIsMadeBelowDev) {
+  const std::string disk = "/dev/kavern-no-such-disk";
+  const auto link = directory_.path() / "link";
+  std::filesystem::create_symlink(disk, link);
+  for (const std::string& path : {disk, "/dev/../dev/kavern-no-such-disk"s, link.string()}) {
+    DiskStoreOptions options;
+    options.devices = {{path, disk::kSegmentsOffset + 4 * kSegmentBytes}};
+    options.segment_bytes = kSegmentBytes;
+    options.catalog_path = directory_.path() / "catalog";
+    const absl::Status refused = DiskStore::Open(options).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+    EXPECT_THAT(refused.message(), HasSubstr(path));
+    EXPECT_FALSE(std::filesystem::exists(disk));
+  }
 }
 
 // ---- A segment's header ----
