@@ -224,8 +224,17 @@ class DiskStore {
   // Every device is out, and none is touched: what is on them cannot be served as it is.
   void TakeAllOut(const absl::Status& why);
   absl::Status EveryDeviceFailed() const;
+  struct FoundPurges {
+    // The last that a device knows of whose list is whole: it knows of all before it too.
+    std::uint64_t last_of_whole = 0;
+    std::string gap;      // the first device that lacks both copies of a page; empty: none does
+    bool differ = false;  // the devices' lists, or a page is damaged
+  };
+  // Reads the lists of all devices; writes none.
+  absl::StatusOr<FoundPurges> LoadPurges();
   // Whether the devices that are in use know of every purge.
-  absl::Status CheckPurges();
+  absl::Status CheckPurges(const FoundPurges& found);
+  std::string WhoMayKnowMore(const FoundPurges& found) const;
   // The devices that are out lack purges up to this one.
   absl::Status NoteLonePurges(std::uint64_t sequence);
   // nullopt: it has none, being empty.
@@ -235,7 +244,6 @@ class DiskStore {
   bool HoldsNothing(std::uint32_t device);
   absl::Status WriteSuperblocks(std::uint32_t device);
   absl::Status FormatDevice(std::uint32_t device);
-  absl::Status LoadPurges();
   // `may_discard`: one that is missing or damaged is made anew.
   absl::Status OpenCatalog(bool may_discard);
   absl::Status DiscardCatalog();

@@ -58,15 +58,22 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(DiskStoreOptions opti
 
 absl::Status DiskStore::OpenParts() {
   KAVERN_RETURN_IF_ERROR(OpenDevices());
-  KAVERN_RETURN_IF_ERROR(LoadPurges());
-  if (devices_.all_healthy()) return OpenCatalog(/*may_discard=*/true);
-  if (const absl::Status opened = OpenCatalog(/*may_discard=*/false); !opened.ok()) {
-    if (!IsDeviceFailure(opened)) return opened;
+  KAVERN_ASSIGN_OR_RETURN(const FoundPurges found, LoadPurges());
+  // With every list whole, each acknowledged delete is on one of the devices, and no catalog is
+  // needed to say so.
+  const bool may_discard = devices_.all_healthy() && found.gap.empty();
+  if (const absl::Status opened = OpenCatalog(may_discard); !opened.ok()) {
+    if (may_discard || !IsDeviceFailure(opened)) return opened;
     return absl::UnavailableError(
-        absl::StrCat("not used while ", devices_.first_failure(),
+        absl::StrCat("not used while ", WhoMayKnowMore(found),
                      ": without the catalog nobody knows what was deleted: ", opened.message()));
   }
-  return CheckPurges();
+  // Before anything is written: what is mended is no evidence any more.
+  KAVERN_RETURN_IF_ERROR(CheckPurges(found));
+  // A device that was out lacks what was deleted meanwhile, and the next fault would find fewer
+  // copies: mended, as far as that can be. Where it cannot, the device is out again.
+  if (found.differ) WritePurges().IgnoreError();
+  return devices_.all_out() ? EveryDeviceFailed() : absl::OkStatus();
 }
 
 absl::Status DiskStore::EveryDeviceFailed() const {
@@ -309,52 +316,73 @@ absl::Status DiskStore::WriteSuperblocks(std::uint32_t device) {
   return Run(device, DiskIo::Op::kFlush, 0, {});
 }
 
-absl::Status DiskStore::LoadPurges() {
+absl::StatusOr<DiskStore::FoundPurges> DiskStore::LoadPurges() {
   const DiskPages pages(2 * disk::kPurgePages);
   std::vector<bool> read(disk::kPurgePages, false);
-  bool differ = false;  // or are damaged
+  FoundPurges found;
   std::vector<std::uint64_t> known;
   for (std::uint32_t device = 0; device < devices_.size(); ++device) {
     if (!devices_.healthy(device)) continue;
     std::uint64_t last = 0;
+    std::vector<bool> here(disk::kPurgePages, false);
     ReadPages(device, disk::kPurgePagesOffset, pages.all());
     for (std::uint64_t i = 0; i < 2 * disk::kPurgePages; ++i) {
       const auto page = disk::ParsePurgePage(pages.page(i));
       if (!page.ok() || page->store != uuid_) {
-        differ = true;
+        found.differ = true;
         continue;
       }
       for (std::uint64_t entry = 0; entry < page->count; ++entry) {
         last = std::max(last, page->entries[entry].sequence);
       }
-      read[i % disk::kPurgePages] = true;
+      read[i % disk::kPurgePages] = here[i % disk::kPurgePages] = true;
       purged_.Merge(*page);
     }
     known.push_back(last);
+    if (std::find(here.begin(), here.end(), false) == here.end()) {
+      found.last_of_whole = std::max(found.last_of_whole, last);
+    } else if (found.gap.empty()) {
+      found.gap = options_.devices[device].path;
+    }
   }
   if (devices_.all_out()) return EveryDeviceFailed();
   if (std::find(read.begin(), read.end(), false) != read.end()) {
     return absl::FailedPreconditionError(
         absl::StrCat(options_.devices[0].path,
                      ": the list of what was deleted is damaged in every copy; serving what is "
-                     "left could bring deleted blocks back. Remove the devices' files to begin "
-                     "anew"));
+                     "left could bring deleted blocks back. Remove the devices' files and the "
+                     "catalog to begin anew"));
   }
   purges_at_open_ = purged_.last_sequence();
   sequence_ = std::max(sequence_.load(), purges_at_open_);
-  // A device that was out lacks what was deleted meanwhile, and the next fault would find fewer
-  // copies: mended, as far as that can be. Where it cannot, the device is out again.
-  for (const std::uint64_t last : known) differ = differ || last != purged_.last_sequence();
-  if (differ) WritePurges().IgnoreError();
-  return devices_.all_out() ? EveryDeviceFailed() : absl::OkStatus();
+  for (const std::uint64_t last : known) {
+    found.differ = found.differ || last != purged_.last_sequence();
+  }
+  return found;
 }
 
-absl::Status DiskStore::CheckPurges() {
+std::string DiskStore::WhoMayKnowMore(const FoundPurges& found) const {
+  const std::string out = devices_.first_failure();
+  if (found.gap.empty()) return out;
+  return absl::StrCat(out, out.empty() ? "" : ", and ", "the list of what was deleted on ",
+                      found.gap, " is damaged in both copies");
+}
+
+absl::Status DiskStore::CheckPurges(const FoundPurges& found) {
   KAVERN_ASSIGN_OR_RETURN(const auto lone, GetNumber(Catalog::kLonePurgesNumber));
-  if (lone.value_or(0) <= purged_.last_sequence()) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat(
-      "not used while ", devices_.first_failure(),
-      ": namespaces were deleted that only that device knows of, and their blocks would be back"));
+  // A list that is whole and has the last delete has all of them. Of one with a gap nobody can
+  // tell, and the pages of another device that fill it may be from before.
+  if (lone.value_or(0) <= found.last_of_whole) return absl::OkStatus();
+  const std::string who = WhoMayKnowMore(found);
+  const std::string unused =
+      who.empty() ? "not used: namespaces were deleted that no device knows of any more"
+                  : absl::StrCat("not used while ", who,
+                                 ": namespaces were deleted that nothing else knows of");
+  return absl::UnavailableError(
+      absl::StrCat(unused,
+                   ", and their blocks would be back. Bring back what knows; or, to begin "
+                   "anew, remove the devices' files and the catalog, ",
+                   options_.catalog_path));
 }
 
 absl::Status DiskStore::NoteLonePurges(std::uint64_t sequence) {

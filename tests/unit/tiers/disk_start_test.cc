@@ -3,11 +3,13 @@
 
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "tests/unit/tiers/disk_failure_fixture.h"
+#include "tiers/nvme/purge_list.h"
 
 namespace kavern::tiers {
 namespace {
@@ -90,7 +92,7 @@ TEST_F(DiskStartTest, ADeviceThatMissedADeleteIsNotServedAlone) {
   const int written = faults_[1].written;
   Restart(true, false);
   EXPECT_EQ(Verified(Open(SpecOf("m")), keys), 0U);
-  ExpectOnlyRam("deleted");
+  ExpectOnlyRam("deleted that nothing else knows of");
   EXPECT_EQ(faults_[1].written, written);
   Restart(false, false);
   EXPECT_EQ(store_->GetStatus().disk.failure, "");
@@ -284,6 +286,99 @@ TEST_F(DiskStartTest, NoFileIsMadeBelowDev) {
     EXPECT_THAT(refused.message(), HasSubstr(path));
     EXPECT_FALSE(std::filesystem::exists(disk));
   }
+}
+
+// ---- The list of what was deleted ----
+
+// The first device alone knows of a delete; the second was out, and is back.
+class DiskPurgesTest : public DiskFailureFixture {
+ protected:
+  void SetUp() override {
+    StartWithDisks();
+    keys_ = StoreBlocks(Open(SpecOf("m")), 1, 60);
+    Restart(false, true);
+    EXPECT_TRUE(store_->Purge(Open(SpecOf("m")).fingerprint()).ok());
+    fingerprint_ = Open(SpecOf("m")).fingerprint();
+    store_.reset();
+  }
+  // A byte of a page of its list, in both copies; again, and it is as it was.
+  void FlipOfList(std::uint64_t page) {
+    std::fstream file(directory_.path() / "disk0", std::ios::in | std::ios::out | std::ios::binary);
+    for (const std::uint64_t copy : {0, 1}) {
+      const auto at = static_cast<std::streamoff>(
+          disk::kPurgePagesOffset + (copy * disk::kPurgePages + page) * kDiskPage + 100);
+      file.seekg(at);
+      const int byte = file.get();
+      file.seekp(at);
+      file.put(static_cast<char>(byte ^ 1));
+    }
+    ASSERT_TRUE(file.good());
+  }
+  void ExpectOnlyRamAndNothingWritten(const std::string& why) {
+    const int written = faults_[0].written + faults_[1].written;
+    Restart(false, false);
+    ExpectOnlyRam(why);
+    EXPECT_EQ(Verified(Open(SpecOf("m")), keys_), 0U);
+    EXPECT_EQ(faults_[0].written + faults_[1].written, written) << "the evidence is gone";
+    store_.reset();
+  }
+  void ExpectDeleted() {
+    Restart(false, false);
+    EXPECT_EQ(store_->GetStatus().disk.failure, "");
+    EXPECT_EQ(Verified(Open(SpecOf("m")), keys_), 0U);
+  }
+
+  std::vector<BlockKey> keys_;
+  NamespaceFingerprint fingerprint_;
+};
+
+TEST_F(DiskPurgesTest, AStalePageOfOneDeviceDoesNotHideADamagedOneOfAnother) {
+  FlipOfList(0);
+  ExpectOnlyRamAndNothingWritten("disk0 is damaged in both copies");
+  FlipOfList(0);
+  ExpectDeleted();
+  // Mended: the second device has it too by now.
+  store_.reset();
+  FlipOfList(0);
+  ExpectDeleted();
+}
+
+// The last delete is on a page that is whole, and one before it on the page that is not.
+TEST_F(DiskPurgesTest, ALaterPageDoesNotHideADamagedOne) {
+  const auto path = directory_.path() / "disk0";
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  std::vector<std::byte> pages(disk::kSegmentsOffset);
+  file.read(reinterpret_cast<char*>(pages.data()), static_cast<std::streamsize>(pages.size()));
+  const std::span<std::byte> front(pages);
+  PurgeList list;
+  list.Merge(*disk::ParsePurgePage(front.subspan(disk::kPurgePagesOffset, kDiskPage)));
+  ASSERT_EQ(list.size(), 1U);
+  for (std::uint8_t n = 1; n <= disk::PurgePage::kEntries; ++n) {
+    NamespaceFingerprint other;
+    other.bytes.fill(n);
+    list.Add(other, n);
+  }
+  constexpr std::uint64_t kCopyBytes = disk::kPurgePages * kDiskPage;
+  for (const std::uint64_t copy : {0, 1}) {
+    list.Write(disk::ParseSuperblock(front)->store,
+               front.subspan(disk::kPurgePagesOffset + copy * kCopyBytes, kCopyBytes));
+  }
+  file.seekp(0);
+  file.write(reinterpret_cast<const char*>(pages.data()),
+             static_cast<std::streamsize>(pages.size()));
+  file.close();
+  FlipOfList(0);
+  ExpectOnlyRamAndNothingWritten("disk0 is damaged in both copies");
+  FlipOfList(0);
+  ExpectDeleted();
+}
+
+TEST_F(DiskPurgesTest, WithoutTheCatalogADamagedPageIsNotFilledByAnotherDevices) {
+  FlipOfList(0);
+  std::filesystem::remove_all(directory_.path() / "catalog");
+  ExpectOnlyRamAndNothingWritten("without the catalog nobody knows");
+  FlipOfList(0);
+  ExpectDeleted();
 }
 
 // ---- A segment's header ----
