@@ -45,8 +45,8 @@ for file in "daemon:$((6 * number + (1 << 20)))" "fio:$number"; do
   fio --name=prepare --filename="$work/${file%:*}" --size="${file#*:}" --rw=write --bs=1M --iodepth=32 \
     --ioengine=io_uring --direct=1 --refill_buffers --end_fsync=1 --output="$work/prepare.log"
 done
-# The daemon takes no file that begins with somebody else's bytes.
-dd if=/dev/zero of="$work/daemon" bs=8K count=1 conv=notrunc status=none
+# The daemon takes no file whose first MiB holds somebody else's bytes.
+dd if=/dev/zero of="$work/daemon" bs=1M count=1 conv=notrunc status=none
 
 "$bin/kavernd" --set "listen.socket=$work/kavern.sock" --set http.address= --set log.level=warning \
   --set "ram.capacity=$((3 * number))" --set ram.region=64MiB \

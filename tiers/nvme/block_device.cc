@@ -27,6 +27,12 @@ absl::Status OpenError(int error, const std::string& path) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, ": its file system has no direct I/O (O_DIRECT)"));
   }
+  if (error == EBUSY) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path,
+                     ": is in use: mounted, swap, or a part of a RAID or of a volume group. "
+                     "Expected a device that nobody else has"));
+  }
   // The kernel makes a file system read-only that has errors.
   if (error == EROFS) return absl::UnavailableError(ErrnoStatus(error, path).message());
   return ErrnoStatus(error, path);
@@ -40,10 +46,29 @@ bool IsBelowDev(const std::string& path) {
   return parts > 2 && *std::next(real.begin()) == "dev";
 }
 
-absl::StatusOr<UniqueFd> OpenOrMake(const std::string& path, bool create) {
-  UniqueFd fd(open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+// A block device is opened exclusively: the kernel then says whether a file system on it, or
+// anybody else, has it. One that another daemon has is waited for, as for a lock.
+UniqueFd OpenIfThere(const std::string& path, std::chrono::milliseconds patience) {
+  const auto give_up = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    struct stat facts {};
+    const bool is_block = stat(path.c_str(), &facts) == 0 && S_ISBLK(facts.st_mode);
+    const int flags = O_RDWR | O_DIRECT | O_CLOEXEC | (is_block ? O_EXCL : 0);
+    UniqueFd fd(open(path.c_str(), flags));
+    const int error = errno;
+    if (fd.valid() || error != EBUSY || std::chrono::steady_clock::now() >= give_up) {
+      errno = error;
+      return fd;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+absl::StatusOr<UniqueFd> OpenOrMake(const BlockDeviceOptions& options) {
+  const std::string& path = options.path;
+  UniqueFd fd = OpenIfThere(path, options.lock_patience);
   if (fd.valid()) return fd;
-  if (errno != ENOENT || !create) return OpenError(errno, path);
+  if (errno != ENOENT || !options.create) return OpenError(errno, path);
   if (IsBelowDev(path)) {
     return absl::FailedPreconditionError(
         absl::StrCat(path, ": there is no such device, and no file is made below /dev"));
@@ -98,7 +123,7 @@ std::uint64_t DiskIo::Bytes() const {
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options) {
   const std::string& path = options.path;
   const std::uint64_t size_bytes = options.size_bytes;
-  KAVERN_ASSIGN_OR_RETURN(UniqueFd fd, OpenOrMake(path, options.create));
+  KAVERN_ASSIGN_OR_RETURN(UniqueFd fd, OpenOrMake(options));
   KAVERN_RETURN_IF_ERROR(LockFile(fd.get(), path, options.lock_patience));
   struct stat facts {};
   if (fstat(fd.get(), &facts) != 0) return ErrnoStatus(errno, path);

@@ -127,10 +127,10 @@ struct BlockDeviceOptions {
 
 // A file of exactly `size_bytes`, made where there is none and `create` says so, its space
 // reserved; or a block device at least as large. Opened for direct I/O and locked: no two processes
-// have it. No file is made below /dev. The errors name the path: FailedPrecondition (another process
-// has it; its file system has no direct I/O; a disk that is missing), ResourceExhausted (no space),
-// InvalidArgument (size), Unavailable (its file system is read-only), NotFound, otherwise what the
-// system said.
+// have it. No file is made below /dev. The errors name the path: FailedPrecondition (another
+// process has it, or it is mounted; its file system has no direct I/O; a disk that is missing),
+// ResourceExhausted (no space), InvalidArgument (size), Unavailable (its file system is read-only),
+// NotFound, otherwise what the system said.
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options);
 
 // io_uring where the kernel has it and allows it, else threads; method() tells.

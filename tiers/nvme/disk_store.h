@@ -239,6 +239,9 @@ class DiskStore {
   absl::Status NoteLonePurges(std::uint64_t sequence);
   // nullopt: it has none, being empty.
   absl::StatusOr<std::optional<disk::Superblock>> ReadSuperblock(std::uint32_t device);
+  // Of a device without a superblock, for the reason `why`. FailedPrecondition: there is something
+  // in front of its segments.
+  absl::Status CheckEmpty(std::uint32_t device, absl::string_view why);
   absl::Status CheckSuperblock(std::uint32_t device, const disk::Superblock& block);
   // Formatted, and nothing was ever written. False where that cannot be read.
   bool HoldsNothing(std::uint32_t device);

@@ -236,14 +236,36 @@ absl::StatusOr<std::optional<disk::Superblock>> DiskStore::ReadSuperblock(std::u
     return absl::UnavailableError(absl::StrCat(
         path, ": its superblock cannot be read: ", devices_.facts()[device].last_error));
   }
-  // Only what is empty is taken: somebody else's bytes are not ours to overwrite.
-  const auto all = pages.all();
-  if (std::any_of(all.begin(), all.end(), [](std::byte b) { return b != std::byte{0}; })) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        path, ": holds something that is no store of Kavern's, or is damaged beyond reading (",
-        block.status().message(), "); remove it, or overwrite its first 8 KiB with zeros"));
-  }
+  KAVERN_RETURN_IF_ERROR(CheckEmpty(device, block.status().message()));
   return std::optional<disk::Superblock>();
+}
+
+absl::Status DiskStore::CheckEmpty(std::uint32_t device, absl::string_view why) {
+  // Only what is empty is taken: somebody else's bytes are not ours to overwrite. What lies behind
+  // the first MiB is not looked at, for that can be terabytes.
+  const std::string& path = options_.devices[device].path;
+  const DiskPages front(disk::kSegmentsOffset / kDiskPage);
+  if (!ReadPages(device, 0, front.all())) {
+    return absl::UnavailableError(absl::StrCat(
+        path,
+        ": whether its first MiB is empty cannot be read: ", devices_.facts()[device].last_error));
+  }
+  for (std::uint64_t i = 0; i < disk::kSegmentsOffset / kDiskPage; ++i) {
+    const auto page = front.page(i);
+    const auto something =
+        std::find_if(page.begin(), page.end(), [](std::byte b) { return b != std::byte{0}; });
+    if (something == page.end()) continue;
+    // A crash in the midst of FormatDevice() leaves these, and no superblock yet.
+    const bool of_list =
+        i >= disk::kSuperblockPages && i < disk::kSuperblockPages + 2 * disk::kPurgePages;
+    const auto purges = disk::ParsePurgePage(page);
+    if (of_list && purges.ok() && purges->count == 0) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        path, ": holds something at offset ", i * kDiskPage + (something - page.begin()),
+        " that is no store of Kavern's, or is damaged beyond reading (", why,
+        "); remove it, or overwrite its first MiB with zeros"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status DiskStore::CheckSuperblock(std::uint32_t device, const disk::Superblock& block) {

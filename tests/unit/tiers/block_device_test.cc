@@ -562,6 +562,24 @@ TEST_P(BlockDeviceTest, ARawBlockDeviceServes) {
   }
 }
 
+TEST_P(BlockDeviceTest, ABlockDeviceThatAnotherHasIsRefused) {
+  Open();  // makes the file
+  std::string path;
+  std::string why;
+  const UniqueFd loop = MakeLoop(options_.path, &path, &why);
+  if (!loop.valid()) GTEST_SKIP() << "no loop device: " << why;
+  options_.path = path;
+  options_.lock_patience = std::chrono::milliseconds(0);
+  // As a file system has it that is mounted from it.
+  UniqueFd another(open(path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
+  ASSERT_TRUE(another.valid());
+  const absl::Status refused = OpenBlockDevice(options_).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr(path + ": is in use: mounted"));
+  another = UniqueFd();
+  EXPECT_TRUE(OpenBlockDevice(options_).ok());
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, BlockDeviceTest, testing::Values("io_uring", "threads"),
                          [](const auto& method) { return std::string(method.param); });
 INSTANTIATE_TEST_SUITE_P(Methods, UringDeviceTest, testing::Values("io_uring"),

@@ -203,6 +203,21 @@ TEST_F(DiskStartTest, AStoreThatWasBegunAndHoldsNothingIsMadeWhole) {
   EXPECT_EQ(Verified(ns, StoreBlocks(ns, 1, 60)), 60U);
 }
 
+// The same, in the midst of making the second: its list of purges is there, its superblock is not.
+TEST_F(DiskStartTest, ADeviceWhoseMakingWasBegunIsMadeWhole) {
+  StartWithDisks();
+  store_.reset();
+  {
+    std::fstream file(directory_.path() / "disk1", std::ios::in | std::ios::out | std::ios::binary);
+    file << std::string(disk::kSuperblockPages * kDiskPage, '\0');
+  }
+  std::filesystem::remove_all(directory_.path() / "catalog");
+  Restart(false, false);
+  EXPECT_TRUE(store_->GetStatus().disk.devices[1].healthy);
+  const NamespaceRef ns = Open(SpecOf("m"));
+  EXPECT_EQ(Verified(ns, StoreBlocks(ns, 1, 60)), 60U);
+}
+
 // Of one file system that is not mounted, which had every device: the catalog, elsewhere, tells.
 TEST_F(DiskStartTest, NothingIsMadeWhereTheCatalogSaysThatThereIsAStore) {
   StartWithDisks();

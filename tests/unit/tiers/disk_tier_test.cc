@@ -2,6 +2,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <string>
 
 #include "gmock/gmock.h"
 #include "tests/unit/tiers/disk_fixture.h"
@@ -293,17 +295,27 @@ TEST_F(DiskTierTest, ASecondStoreOfTheSameFilesIsRefused) {
 
 TEST_F(DiskTierTest, SomebodyElsesBytesAreNotOverwritten) {
   const fs::path path = directory_.path() / "precious";
-  std::ofstream(path) << std::string(1 << 20, 'p');
   DiskStoreOptions options;
   options.devices = {{path, disk_capacity(8)}};
   options.catalog_path = directory_.path() / "catalog";
   options.segment_bytes = kSegmentBytes;
-  const auto refused = DiskStore::Open(options);
-  EXPECT_TRUE(absl::IsFailedPrecondition(refused.status())) << refused.status();
-  std::ifstream file(path);
-  std::string head(1 << 20, 0);
-  file.read(head.data(), static_cast<std::streamsize>(head.size()));
-  EXPECT_EQ(head, std::string(1 << 20, 'p'));
+  // Everywhere in front of the segments, also where nothing of ours comes to lie.
+  for (const std::size_t offset : {std::size_t{0}, std::size_t{9000}, std::size_t{300000},
+                                   std::size_t{disk::kSegmentsOffset - 1}}) {
+    std::string bytes(disk_capacity(8), '\0');
+    bytes[offset] = 'p';
+    bytes[disk_capacity(4)] = 'p';
+    std::ofstream(path, std::ios::binary) << bytes;
+    const auto refused = DiskStore::Open(options);
+    EXPECT_TRUE(absl::IsFailedPrecondition(refused.status())) << refused.status();
+    EXPECT_THAT(std::string(refused.status().message()),
+                testing::AllOf(testing::HasSubstr(path.string()),
+                               testing::HasSubstr("at offset " + std::to_string(offset) + " "),
+                               testing::HasSubstr("overwrite its first MiB with zeros")));
+    std::ostringstream after;
+    after << std::ifstream(path, std::ios::binary).rdbuf();
+    EXPECT_TRUE(after.str() == bytes) << "something was changed";
+  }
 }
 
 }  // namespace
