@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -94,22 +95,30 @@ absl::Status LockFile(int fd, const std::string& path, std::chrono::milliseconds
   return absl::OkStatus();
 }
 
-absl::Status ReserveSpace(int fd, const std::string& path, std::uint64_t size_bytes,
-                          const struct stat& facts) {
+// An empty file is one that is not made yet; any other is what it was made, and never resized.
+absl::Status ReserveSpace(int fd, const BlockDeviceOptions& options, const struct stat& facts) {
+  const std::string& path = options.path;
+  const std::uint64_t size_bytes = options.size_bytes;
   const auto have = static_cast<std::uint64_t>(facts.st_size);
-  if (have > size_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": is ", FormatBytes(have), ", expected at most the capacity, ",
-                     FormatBytes(size_bytes), ": remove it to shrink the tier"));
+  if (have == 0 && !options.create) {
+    return absl::NotFoundError(absl::StrCat(path, ": is an empty file"));
   }
-  if (const int error = posix_fallocate(fd, 0, static_cast<off_t>(size_bytes)); error != 0) {
-    if (error == ENOSPC) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(path, ": no space for ", FormatBytes(size_bytes)));
-    }
-    return ErrnoStatus(error, absl::StrCat(path, ": posix_fallocate"));
+  if (have != 0 && have != size_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": is ", have, " bytes (", FormatBytes(have), "), expected the configured capacity, ",
+        size_bytes, " bytes (", FormatBytes(size_bytes),
+        "). It is left as it is: configure the capacity that it was made with; or, to begin anew, "
+        "also where a crash ended its making, remove the devices' files and the catalog"));
   }
-  return absl::OkStatus();
+  const int error = posix_fallocate(fd, 0, static_cast<off_t>(size_bytes));
+  if (error == 0) return absl::OkStatus();
+  // What is half made would be of another size at the next start.
+  if (have == 0 && ftruncate(fd, 0) != 0) return ErrnoStatus(errno, path);
+  if (error == ENOSPC) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path, ": no space for ", FormatBytes(size_bytes)));
+  }
+  return ErrnoStatus(error, absl::StrCat(path, ": posix_fallocate"));
 }
 
 }  // namespace
@@ -136,7 +145,7 @@ absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options) {
                                                      FormatBytes(size_bytes)));
     }
   } else if (S_ISREG(facts.st_mode)) {
-    KAVERN_RETURN_IF_ERROR(ReserveSpace(fd.get(), path, size_bytes, facts));
+    KAVERN_RETURN_IF_ERROR(ReserveSpace(fd.get(), options, facts));
   } else {
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file or a block device"));
   }

@@ -103,7 +103,7 @@ class BlockDevice {
 
 struct BlockDeviceOptions {
   std::string path;
-  bool create = true;            // false: NotFound where there is no such file
+  bool create = true;            // false: NotFound where there is no such file, or an empty one
   std::uint64_t size_bytes = 0;  // a multiple of kDiskPage
   int depth = 32;                // I/O that the kernel has at a time
   // Beyond either, what is submitted ends as ResourceExhausted.
@@ -125,12 +125,12 @@ struct BlockDeviceOptions {
   const Clock* clock = &Clock::System();  // of the deadlines
 };
 
-// A file of exactly `size_bytes`, made where there is none and `create` says so, its space
-// reserved; or a block device at least as large. Opened for direct I/O and locked: no two processes
-// have it. No file is made below /dev. The errors name the path: FailedPrecondition (another
-// process has it, or it is mounted; its file system has no direct I/O; a disk that is missing),
-// ResourceExhausted (no space), InvalidArgument (size), Unavailable (its file system is read-only),
-// NotFound, otherwise what the system said.
+// A file of exactly `size_bytes`, made where there is none, or an empty one, and `create` says so,
+// its space reserved; one of another size is left as it is; or a block device at least as large.
+// Opened for direct I/O and locked: no two processes have it. No file is made below /dev. The
+// errors name the path: FailedPrecondition (another process has it, or it is mounted; its file
+// system has no direct I/O; a disk that is missing), ResourceExhausted (no space), InvalidArgument
+// (size), Unavailable (its file system is read-only), NotFound, otherwise what the system said.
 absl::StatusOr<UniqueFd> OpenDiskFile(const BlockDeviceOptions& options);
 
 // io_uring where the kernel has it and allows it, else threads; method() tells.

@@ -510,6 +510,42 @@ TEST_P(BlockDeviceTest, AFileThatAnotherHasIsWaitedForAsLongAsConfigured) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(options_.path));
 }
 
+TEST_P(BlockDeviceTest, AFileOfAnotherSizeIsRefusedBeforeItIsChanged) {
+  for (const std::uint64_t bytes : {kDiskPage, kFileBytes - 1, kFileBytes + 1, 2 * kFileBytes}) {
+    std::filesystem::resize_file(options_.path, bytes);
+    const absl::Status refused = OpenBlockDevice(options_).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(options_.path));
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(std::to_string(bytes) + " bytes"));
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(std::to_string(kFileBytes) + " bytes"));
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("remove the devices' files"));
+    EXPECT_EQ(std::filesystem::file_size(options_.path), bytes);
+  }
+  std::filesystem::resize_file(options_.path, kFileBytes);
+  EXPECT_TRUE(OpenBlockDevice(options_).ok());
+}
+
+TEST_P(BlockDeviceTest, AnEmptyFileIsOneThatIsNotMadeYet) {
+  std::filesystem::resize_file(options_.path, 0);
+  options_.create = false;
+  EXPECT_TRUE(absl::IsNotFound(OpenBlockDevice(options_).status()));
+  EXPECT_EQ(std::filesystem::file_size(options_.path), 0U);
+  options_.create = true;
+  EXPECT_TRUE(OpenBlockDevice(options_).ok());
+  EXPECT_EQ(std::filesystem::file_size(options_.path), kFileBytes);
+}
+
+TEST_P(BlockDeviceTest, WhereItsSpaceCannotBeReservedAFileIsLeftEmpty) {
+  std::filesystem::remove(options_.path);
+  options_.size_bytes = std::uint64_t{1} << 62;
+  const absl::Status refused = OpenBlockDevice(options_).status();
+  EXPECT_FALSE(refused.ok());
+  EXPECT_THAT(std::string(refused.message()), HasSubstr(options_.path));
+  EXPECT_EQ(std::filesystem::file_size(options_.path), 0U);
+  options_.size_bytes = kFileBytes;
+  EXPECT_TRUE(OpenBlockDevice(options_).ok());
+}
+
 // A loop device over a file; invalid where none can be made, `why` says why.
 UniqueFd MakeLoop(const std::string& file, std::string* path, std::string* why) {
   const UniqueFd control(open("/dev/loop-control", O_RDWR | O_CLOEXEC));

@@ -155,6 +155,18 @@ TEST_F(DiskStartTest, AFileThatIsGoneIsNotMadeBesideOthersThatHoldBlocks) {
   EXPECT_EQ(Verified(Open(SpecOf("m")), before), 60U);
 }
 
+// `touch`ed below a mount point, say.
+TEST_F(DiskStartTest, AnEmptyFileIsNotGrownBesideOthersThatHoldBlocks) {
+  StartWithDisks();
+  const std::vector<BlockKey> before = StoreBlocks(Open(SpecOf("m")), 1, 60);
+  store_.reset();
+  std::filesystem::resize_file(directory_.path() / "disk1", 0);
+  Restart(false, false);
+  EXPECT_EQ(std::filesystem::file_size(directory_.path() / "disk1"), 0U);
+  EXPECT_THAT(store_->GetStatus().disk.devices[1].last_error, HasSubstr("is an empty file. Mount"));
+  EXPECT_GT(Verified(Open(SpecOf("m")), before), 0U);
+}
+
 // A disk that was replaced, or a file that stands where another file system was.
 TEST_F(DiskStartTest, AnEmptyDeviceBesideOthersThatHoldBlocksIsOutAndStaysEmpty) {
   StartWithDisks();

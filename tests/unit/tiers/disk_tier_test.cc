@@ -293,6 +293,27 @@ TEST_F(DiskTierTest, ASecondStoreOfTheSameFilesIsRefused) {
   EXPECT_THAT(std::string(refused.status().message()), testing::HasSubstr("another process"));
 }
 
+TEST_F(DiskTierTest, AWrongCapacityIsRefusedAndTheRightOneStillServes) {
+  const std::vector<BlockKey> keys = StoreAndStop();
+  for (const std::uint64_t segments : {4U, 7U, 9U, 64U}) {
+    DiskStoreOptions options;
+    for (const char* name : {"disk0", "disk1"}) {
+      options.devices.push_back({directory_.path() / name, disk_capacity(segments)});
+    }
+    options.catalog_path = directory_.path() / "catalog";
+    options.segment_bytes = kSegmentBytes;
+    const absl::Status refused = DiskStore::Open(options).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+    EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("the configured capacity"));
+    EXPECT_EQ(fs::file_size(directory_.path() / "disk0"), disk_capacity(8));
+  }
+  StartWithDisk();
+  const NamespaceRef ns = Open(SpecOf("m"));
+  store_->Quiesce();
+  EXPECT_EQ(store_->GetStatus().disk.recovered_from_headers, "");
+  EXPECT_EQ(Verified(ns, keys), keys.size());
+}
+
 TEST_F(DiskTierTest, SomebodyElsesBytesAreNotOverwritten) {
   const fs::path path = directory_.path() / "precious";
   DiskStoreOptions options;
