@@ -207,6 +207,8 @@ void DiskIndex::GiveUpSegment(DiskSlots& slots, RegionOrdinal ordinal) {
 }
 
 void DiskIndex::GiveUpEmptySegments() {
+  // While what is on disk is read, an empty segment is one of which nothing was told yet.
+  if (!adopted_.empty()) return;
   for (const auto& [slot_bytes, slots] : classes_) {
     for (const RegionOrdinal ordinal : slots->EmptySegments()) {
       if (!retired_devices_.contains(slots->SegmentAt(ordinal).device)) {
@@ -458,6 +460,8 @@ void DiskIndex::FinishAdoption() {
     ns->adopted_sequences = {};
   }
   for (const NamespaceFingerprint& fingerprint : all) Settle(fingerprint);
+  // Also those of namespaces that left meanwhile.
+  GiveUpEmptySegments();
 }
 
 // ---- Sums ----

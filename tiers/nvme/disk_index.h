@@ -137,8 +137,8 @@ class DiskIndex {
   bool AdoptPart(const DiskPlace& place, const DiskPart& part);
   // Forgets the parts that were adopted, but not the segments: they are to be told anew.
   void ForgetAdopted();
-  // Every part was told: blocks of which not all parts were found are void, and leave. Before that
-  // nothing may be reserved.
+  // Every part was told: blocks of which not all parts were found are void, and leave, and segments
+  // in which there is none are free. Before that nothing may be reserved.
   void FinishAdoption();
 
   // ---- Losing a device ----
@@ -168,6 +168,7 @@ class DiskIndex {
   bool StealSegment(const DiskSlots& for_class);
   // No slot of it is in use: it is free for slots of any size.
   void GiveUpSegment(DiskSlots& slots, RegionOrdinal ordinal);
+  // Not before FinishAdoption().
   void GiveUpEmptySegments();
   void Forget(DiskNamespace& ns, BlockId id);
   void PassOver(DiskNamespace& ns, BlockId id);

@@ -87,6 +87,15 @@ TEST_F(DiskAdoptionTest, ABlockWhoseKeyIsNoneIsVoid) {
   EXPECT_EQ(index_.used_bytes(), 0U);
 }
 
+TEST_F(DiskAdoptionTest, SegmentsWithoutABlockAreFreeOnceAllWasTold) {
+  EXPECT_TRUE(index_.AdoptSegment({{0, 1}, 2 * kDiskPage, kEpoch}));
+  EXPECT_TRUE(Adopt(TestKey(1), fingerprint_.RootKey()));
+  EXPECT_EQ(index_.segments_in_use(), 2U);
+  index_.FinishAdoption();
+  EXPECT_EQ(index_.segments_in_use(), 1U);
+  EXPECT_EQ(index_.Audit(), "");
+}
+
 // A ring of blocks has no leaf, and leaves are what is evicted.
 class RingAdoptionTest : public DiskAdoptionTest, public testing::WithParamInterface<unsigned> {};
 

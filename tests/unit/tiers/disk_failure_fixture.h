@@ -5,12 +5,14 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "gmock/gmock.h"
 #include "tests/fakes/fault_file_system.h"
@@ -27,16 +29,45 @@ struct Faults {
   std::atomic<std::uint64_t> bad_page = UINT64_MAX;
   std::atomic<int> bad_tries = 0;
   std::atomic<int> bad_failed = 0;
+  // Reads of slots in these segments fail, or wait for Release().
+  std::atomic<std::uint64_t> bad_segment = UINT64_MAX;
+  std::atomic<std::uint64_t> held_segment = UINT64_MAX;
   std::atomic<bool> writes = false;
   std::atomic<bool> flushes = false;
   std::atomic<int> failed = 0;
   std::atomic<int> requests = 0;
   std::atomic<int> discards = 0;
   std::atomic<int> written = 0;  // also what failed
+
+  void Hold(std::function<void()> read) {
+    MutexLock lock(mu);
+    held.push_back(std::move(read));
+    changed.NotifyAll();
+  }
+  void WaitUntilHeld() {
+    MutexLock lock(mu);
+    while (held.empty()) changed.Wait(mu);
+  }
+  // What is held goes on, and nothing is held any more.
+  void Release() {
+    held_segment = UINT64_MAX;
+    std::vector<std::function<void()>> released;
+    {
+      MutexLock lock(mu);
+      released.swap(held);
+    }
+    for (const auto& read : released) read();
+  }
+
+  Mutex mu;
+  CondVar changed;
+  std::vector<std::function<void()>> held KAVERN_GUARDED_BY(mu);
 };
 
 class FailingDevice final : public BlockDevice {
  public:
+  static constexpr std::uint64_t kSegmentBytes = std::uint64_t{128} * 1024;  // 15 slots of 4 KiB
+
   FailingDevice(std::unique_ptr<BlockDevice> device, Faults& faults)
       : device_(std::move(device)), faults_(faults) {}
 
@@ -48,7 +79,12 @@ class FailingDevice final : public BlockDevice {
                      (io.op == DiskIo::Op::kRead || io.op == DiskIo::Op::kWrite);
     faults_.bad_tries -= bad ? 1 : 0;
     faults_.bad_failed += bad ? 1 : 0;
-    const bool fails = bad || (io.op == DiskIo::Op::kRead && faults_.reads) ||
+    if (ReadsSlotOf(io, faults_.held_segment)) {
+      faults_.Hold([this, io = std::move(io)] { device_->Submit(io); });
+      return;
+    }
+    const bool fails = bad || ReadsSlotOf(io, faults_.bad_segment) ||
+                       (io.op == DiskIo::Op::kRead && faults_.reads) ||
                        (io.op == DiskIo::Op::kWrite && faults_.writes) ||
                        (io.op == DiskIo::Op::kFlush && faults_.flushes);
     if (fails) {
@@ -63,20 +99,32 @@ class FailingDevice final : public BlockDevice {
   std::string_view method() const override { return device_->method(); }
 
  private:
+  static bool ReadsSlotOf(const DiskIo& io, std::uint64_t segment) {
+    if (segment == UINT64_MAX || io.op != DiskIo::Op::kRead) return false;
+    const std::uint64_t header =
+        disk::SegmentOffset(kSegmentBytes, static_cast<std::uint32_t>(segment));
+    return io.offset > header && io.offset < header + kSegmentBytes;
+  }
+
   const std::unique_ptr<BlockDevice> device_;
   Faults& faults_;
 };
 
 class DiskFailureFixture : public StoreFixture {
  protected:
-  static constexpr std::uint64_t kSegmentBytes = std::uint64_t{128} * 1024;  // 15 slots of 4 KiB
-  static constexpr std::uint64_t kSegments = 8;                              // of each device
+  static constexpr std::uint64_t kSegmentBytes = FailingDevice::kSegmentBytes;
+  static constexpr std::uint64_t kSegments = 8;  // of each device
 
   // Before what it uses: the files and the faults.
   ~DiskFailureFixture() override { store_.reset(); }
 
   void StartWithDisks(std::uint64_t segments = kSegments, std::uint64_t regions = 1) {
-    Start(regions, [&](TieredStoreOptions& options) {
+    CreateWithDisks(segments, regions);
+    if (store_ != nullptr) store_->Quiesce();
+  }
+  // Does not wait until what is on disk is read.
+  void CreateWithDisks(std::uint64_t segments = kSegments, std::uint64_t regions = 1) {
+    Create(regions, [&](TieredStoreOptions& options) {
       TieredStoreOptions::Disk disk;
       for (const char* name : {"disk0", "disk1"}) {
         disk.store.devices.push_back(

@@ -1,8 +1,11 @@
 // Devices of the NVMe tier that fail while they are in use: the others go on, and nothing wrong is
 // served. Says nothing about power cuts, and nothing about bytes that change by themselves.
 
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -149,6 +152,57 @@ TEST_F(DiskFailureTest, ACatalogThatTakesNothingAnyMoreIsSeen) {
   ns.Reset();
   Restart(false, false);
   EXPECT_EQ(store_->GetStatus().disk.catalog_failure, "");
+}
+
+// ---- While what is on disk is read ----
+
+// Of 40 blocks 15 lie on the second disk, whose segments come after all of the first's.
+TEST_F(DiskFailureTest, ADeviceThatFailsAmidTheHeadersTakesNoSegmentOfAnotherAlong) {
+  StartWithDisks();
+  const std::vector<BlockKey> keys = StoreBlocks(Open(SpecOf("m")), 1, 40);
+  store_.reset();
+  std::filesystem::remove_all(directory_.path() / "catalog");
+  // All that was told by then is the first segment's, and leaves.
+  faults_[0].bad_segment = 1;
+  StartWithDisks();
+  ExpectOut(0);
+  const NamespaceRef ns = Open(SpecOf("m"));
+  EXPECT_NE(store_->GetStatus().disk.recovered_from_headers, "");
+  EXPECT_EQ(store_->GetStatus().disk.blocks, 15U);
+  EXPECT_EQ(Verified(ns, keys), 15U);
+  ExpectSound();
+  const std::vector<BlockKey> after = StoreBlocks(ns, 200, 40);
+  EXPECT_EQ(Verified(ns, after), 40U);
+}
+
+TEST_F(DiskFailureTest, ADamagedBlockThatIsFetchedAmidTheHeadersTakesNoSegmentAlong) {
+  StartWithDisks(kSegments, 2);
+  const std::vector<BlockKey> damaged = StoreBlocks(Open(SpecOf("damaged")), 1, 1);
+  const std::vector<BlockKey> keys = StoreBlocks(Open(SpecOf("m")), 11, 40);
+  store_.reset();
+  std::filesystem::remove_all(directory_.path() / "catalog");
+  {
+    std::fstream bytes(directory_.path() / "disk0", std::ios::in | std::ios::out);
+    bytes.seekp(static_cast<std::streamoff>(disk::SlotOffset(kSegmentBytes, 0, 4096, 0) + 5000));
+    bytes.put('!');
+  }
+  faults_[0].held_segment = 1;
+  CreateWithDisks(kSegments, 2);
+  faults_[0].WaitUntilHeld();  // all of the first segment was told
+  while (store_->GetStatus().pool.ready_bytes == 0) std::this_thread::yield();
+  {
+    const NamespaceRef ns = Open(SpecOf("damaged"));
+    EXPECT_EQ(store_->Match(ns, damaged), 1U);
+    EXPECT_EQ(Verified(ns, damaged), 0U);
+    EXPECT_EQ(store_->GetCounters().damaged_blocks, 1U);
+  }
+  faults_[0].Release();
+  store_->Quiesce();
+  EXPECT_EQ(store_->GetStatus().disk.blocks, 40U);
+  const NamespaceRef ns = Open(SpecOf("m"));
+  EXPECT_EQ(Verified(ns, keys), 40U);
+  store_->Quiesce();
+  ExpectSound();
 }
 
 // ---- The index alone ----

@@ -120,8 +120,8 @@ bool RecordedEvents::HasDirectory(const NamespaceFingerprint& fingerprint) const
   return !generations.empty() && (gone == gone_.end() || gone->second < generations.back());
 }
 
-void StoreFixture::Start(std::uint64_t regions,
-                         const std::function<void(TieredStoreOptions&)>& change) {
+void StoreFixture::Create(std::uint64_t regions,
+                          const std::function<void(TieredStoreOptions&)>& change) {
   TieredStoreOptions options;
   options.ram.region_bytes = kRegionBytes;
   options.ram.capacity_bytes = regions * kRegionBytes;
@@ -136,7 +136,12 @@ void StoreFixture::Start(std::uint64_t regions,
   auto store = TieredStore::Create(std::move(options), events_);
   ASSERT_TRUE(store.ok()) << store.status().ToString();
   store_ = *std::move(store);
-  store_->Quiesce();
+}
+
+void StoreFixture::Start(std::uint64_t regions,
+                         const std::function<void(TieredStoreOptions&)>& change) {
+  Create(regions, change);
+  if (store_ != nullptr) store_->Quiesce();
 }
 
 void StoreFixture::TearDown() {

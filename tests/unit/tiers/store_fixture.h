@@ -77,7 +77,9 @@ class StoreFixture : public ::testing::Test {
   static constexpr std::uint64_t kRegionBytes = 65536;
   static constexpr std::uint64_t kSlotsPerRegion = 16;
 
-  // Makes the store, all of its regions ready. `change` may adjust the options.
+  // Makes the store. `change` may adjust the options.
+  void Create(std::uint64_t regions, const std::function<void(TieredStoreOptions&)>& change = {});
+  // The same, all of its regions ready, and what is on disk read.
   void Start(std::uint64_t regions, const std::function<void(TieredStoreOptions&)>& change = {});
   void TearDown() override;
 
