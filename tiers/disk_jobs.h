@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -99,6 +100,10 @@ struct TieredStore::WriteJob {
   std::size_t parts_left = 0;  // that neither failed nor are durable
   absl::Status status;
   std::vector<std::shared_ptr<WriteJob>> followers;  // done, but for this block before them
+  // Its catalog entry, or that of a block before it that it waited for, came after the last sync
+  // that is known of.
+  bool unsynced = false;
+  std::string failure_before;  // why a block before it that it waited for is not on disk
 };
 
 // A commit whose caller waits until its blocks are durable.

@@ -326,11 +326,13 @@ std::uint32_t TieredStore::PublishLocked(WriteLease& lease, std::span<WriteLease
   for (auto grant = grants.rbegin(); grant != grants.rend(); ++grant) {
     lease.ns_->Touch(grant->block);
   }
-  if (disk_store_ != nullptr) {
+  const bool waits = disk_store_ != nullptr && lease.durability_ == DiskDurability::kStrict;
+  if (waits) {
+    QueueStrictLocked(lease.ns_, complete);
+  } else if (disk_store_ != nullptr) {
     for (const BlockKey& key : complete) QueueWriteLocked(lease.ns_, key, lease.durability_);
   }
   if (done != nullptr) {
-    const bool waits = disk_store_ != nullptr && lease.durability_ == DiskDurability::kStrict;
     if (!waits) complete.clear();
     AwaitDurableLocked(lease.ns_, complete, std::move(done), calls);
   }

@@ -411,10 +411,13 @@ class TieredStore {
   bool WaitForDisk(SteadyTime deadline, bool all_written);
   WriteBackQueue::Options QueueOptions() const;
 
-  // Unless it is on disk, or on its way there. A strict one brings its ancestors along: without
-  // them nobody finds it.
+  // Unless it is on disk, or on its way there.
   void QueueWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
                         DiskDurability durability) KAVERN_REQUIRES(mu_);
+  // Whatever of these and of their ancestors is in RAM and neither on disk nor on its way there, as
+  // strict, parents first: without its ancestors nobody finds a block.
+  void QueueStrictLocked(const std::shared_ptr<NamespaceStore>& ns, std::span<const BlockKey> keys)
+      KAVERN_REQUIRES(mu_);
   void PushWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
                        DiskDurability durability) KAVERN_REQUIRES(mu_);
   std::shared_ptr<WriteJob> NextWriteLocked(SteadyTime now, Calls* calls) KAVERN_REQUIRES(mu_);
@@ -430,6 +433,9 @@ class TieredStore {
   // without its parent would be the first to be evicted.
   void EndJobLocked(const std::shared_ptr<WriteJob>& job, Calls* calls) KAVERN_REQUIRES(mu_);
   void FinishWriteLocked(WriteJob& job, Calls* calls) KAVERN_REQUIRES(mu_);
+  // What became of the job, to those that are finished after it. `failure` is empty where its block
+  // is on disk.
+  static void TellFollowers(WriteJob& job, const std::string& failure);
 
   // ---- Strict commits ----
   void AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns, std::span<const BlockKey> keys,
@@ -437,6 +443,10 @@ class TieredStore {
   // What is known of a block that somebody may wait for; `reason` is empty when it is durable.
   void SettleDurableLocked(const NamespaceStore* ns, const BlockKey& key, std::string_view reason,
                            Calls* calls) KAVERN_REQUIRES(mu_);
+  // A block that is on disk, for whoever waits for it: it is durable once its ancestors are, and
+  // all of them are synced. `synced`: they are, as far as they are on disk.
+  void SettleWrittenLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
+                           bool synced, Calls* calls) KAVERN_REQUIRES(mu_);
   void SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key)
       KAVERN_REQUIRES(mu_);
   static void SettleOne(const std::shared_ptr<DurableWait>& wait, std::string_view reason,

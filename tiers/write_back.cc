@@ -7,6 +7,7 @@
 #include <future>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/copy_and_checksum.h"
 #include "base/units.h"
@@ -15,6 +16,23 @@
 #include "tiers/tiered_store.h"
 
 namespace kavern::tiers {
+namespace {
+
+constexpr char kNoneBefore[] = "a block before it is not on disk";
+
+// The nearest block before an orphan that is not on disk; zero: there is none, for the keys on disk
+// do not chain.
+BlockKey MissingBefore(const DiskNamespace& on_disk, BlockId orphan) {
+  absl::flat_hash_set<BlockId> met;
+  for (BlockId id = orphan; met.insert(id).second;) {
+    const BlockKey parent = on_disk.index.ParentKeyOf(id);
+    id = on_disk.index.Find(parent);
+    if (id == kNoBlock) return parent;
+  }
+  return {};
+}
+
+}  // namespace
 
 WriteBackQueue::Options TieredStore::QueueOptions() const {
   WriteBackQueue::Options options;
@@ -30,21 +48,30 @@ WriteBackQueue::Options TieredStore::QueueOptions() const {
 void TieredStore::QueueWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
                                    DiskDurability durability) {
   const BlockRef block = ns->index().RefOf(ns->index().Find(key));
-  if (!ns->UseToWrite(block).has_value()) return;
-  if (durability == DiskDurability::kStrict) {
-    std::vector<BlockKey> ancestors;
-    for (BlockKey above = ns->index().ParentKeyOf(block.id);;) {
-      const BlockId id = ns->FindVisible(above);
-      if (id == kNoBlock || !ns->UseToWrite(ns->index().RefOf(id)).has_value()) break;
-      ancestors.push_back(above);
-      above = ns->index().ParentKeyOf(id);
+  if (ns->UseToWrite(block).has_value()) PushWriteLocked(ns, key, durability);
+}
+
+void TieredStore::QueueStrictLocked(const std::shared_ptr<NamespaceStore>& ns,
+                                    std::span<const BlockKey> keys) {
+  const DiskNamespace* on_disk = ns->disk();
+  absl::flat_hash_set<BlockKey> met;
+  std::vector<BlockKey> chain;
+  for (const BlockKey& key : keys) {
+    chain.clear();
+    for (BlockKey at = key; met.insert(at).second;) {
+      const BlockId disk_id = DiskIndex::FindBlock(on_disk, at);
+      // All that is before it is there, too.
+      if (disk_id != kNoBlock && !on_disk->index.IsOrphan(disk_id)) break;
+      const BlockId id = ns->FindVisible(at);
+      if (id == kNoBlock && disk_id == kNoBlock) break;
+      if (id != kNoBlock && ns->UseToWrite(ns->index().RefOf(id)).has_value()) chain.push_back(at);
+      // One that is on its way may have overtaken what is before it.
+      at = id != kNoBlock ? ns->index().ParentKeyOf(id) : on_disk->index.ParentKeyOf(disk_id);
     }
-    // Each with its own ancestors queued already, so that this goes no deeper.
-    for (auto above = ancestors.rbegin(); above != ancestors.rend(); ++above) {
-      PushWriteLocked(ns, *above, durability);
+    for (auto above = chain.rbegin(); above != chain.rend(); ++above) {
+      PushWriteLocked(ns, *above, DiskDurability::kStrict);
     }
   }
-  PushWriteLocked(ns, key, durability);
 }
 
 void TieredStore::PushWriteLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key,
@@ -256,6 +283,7 @@ void TieredStore::EndJobLocked(const std::shared_ptr<WriteJob>& job, Calls* call
 }
 
 void TieredStore::FinishWriteLocked(WriteJob& job, Calls* calls) {
+  std::string failure;
   if (job.status.ok()) {
     const bool kept =
         disk_index_->Commit(*job.on_disk, job.key, job.parent, job.reservation, job.checksums,
@@ -263,21 +291,36 @@ void TieredStore::FinishWriteLocked(WriteJob& job, Calls* calls) {
     if (kept) {
       ++shared_.counters.disk_stored_blocks;
       job.ns->directory().Update(job.key, job.ns->indices());
-    }
-    if (kept && job.durability == DiskDurability::kNone) {
-      SettleAfterSyncLocked(job.ns, job.key);
     } else {
-      SettleDurableLocked(job.ns.get(), job.key, kept ? "" : "it was deleted meanwhile", calls);
+      failure = "it was deleted meanwhile";
     }
   } else {
     disk_index_->Abort(*job.on_disk, job.key, job.reservation);
     ++shared_.counters.disk_declined_blocks;
-    SettleDurableLocked(job.ns.get(), job.key, std::string(job.status.message()), calls);
+    failure = std::string(job.status.message());
+    if (failure.empty()) failure = job.status.ToString();
+  }
+  TellFollowers(job, failure);
+  if (!failure.empty() || !job.failure_before.empty()) {
+    SettleDurableLocked(job.ns.get(), job.key, failure.empty() ? job.failure_before : failure,
+                        calls);
+  } else {
+    SettleWrittenLocked(job.ns, job.key, !job.unsynced, calls);
   }
   disk_index_->Settle(job.ns->fingerprint());
   SettleLocked(job.ns);
   mover_changed_.NotifyAll();
   idle_changed_.NotifyAll();
+}
+
+void TieredStore::TellFollowers(WriteJob& job, const std::string& failure) {
+  job.unsynced |= job.durability == DiskDurability::kNone;
+  for (const std::shared_ptr<WriteJob>& follower : job.followers) {
+    follower->unsynced = job.unsynced;
+    follower->failure_before = !failure.empty()
+                                   ? absl::StrCat("the block before it is not on disk: ", failure)
+                                   : job.failure_before;
+  }
 }
 
 // ---- Strict commits ----
@@ -300,24 +343,57 @@ void TieredStore::AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns,
       continue;
     }
     durable_waits_[{ns.get(), key}].push_back(wait);
-    // Somebody else's block, of whatever class: what is in the catalog becomes durable by a sync.
-    if (ns->IsOnDisk(key)) SettleAfterSyncLocked(ns, key);
+    // Somebody else's block, of whatever class.
+    if (ns->IsOnDisk(key)) SettleWrittenLocked(ns, key, /*synced=*/false, calls);
   }
   mover_changed_.NotifyAll();
 }
 
+void TieredStore::SettleWrittenLocked(const std::shared_ptr<NamespaceStore>& ns,
+                                      const BlockKey& key, bool synced, Calls* calls) {
+  const auto found = durable_waits_.find({ns.get(), key});
+  if (found == durable_waits_.end()) return;
+  const DiskNamespace& on_disk = *ns->disk();
+  const BlockId id = DiskIndex::FindBlock(&on_disk, key);
+  if (!on_disk.index.IsOrphan(id)) {
+    if (synced) {
+      SettleDurableLocked(ns.get(), key, "", calls);
+    } else {
+      SettleAfterSyncLocked(ns, key);
+    }
+    return;
+  }
+  const BlockKey missing = MissingBefore(on_disk, id);
+  if (ns->FindVisible(missing) == kNoBlock) {
+    SettleDurableLocked(ns.get(), key, kNoneBefore, calls);
+    return;
+  }
+  // Whoever waits for this block waits for that one from now on: its sync comes after this write.
+  QueueStrictLocked(ns, {&missing, 1});
+  const auto waits = std::move(found->second);
+  durable_waits_.erase(found);
+  auto& joined = durable_waits_[{ns.get(), missing}];
+  joined.insert(joined.end(), waits.begin(), waits.end());
+}
+
 void TieredStore::SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns,
                                         const BlockKey& key) {
-  if (!durable_waits_.contains({ns.get(), key})) return;
+  // What is in the catalog becomes durable by a sync, of whatever class it is.
   disk_store_->Sync([this, ns, key](const absl::Status& status) {
     Calls calls;
     {
       MutexLock lock(mu_);
-      // Its device may have failed in between, and then it is dropped by now.
-      const bool gone = status.ok() && !ns->IsOnDisk(key);
-      SettleDurableLocked(ns.get(), key,
-                          gone ? "it left the disk meanwhile" : std::string(status.message()),
-                          &calls);
+      std::string reason(status.message());
+      if (status.ok()) {
+        // Its device may have failed in between, and then it is dropped by now.
+        const BlockId id = DiskIndex::FindBlock(ns->disk(), key);
+        if (id == kNoBlock) {
+          reason = "it left the disk meanwhile";
+        } else if (ns->disk()->index.IsOrphan(id)) {
+          reason = kNoneBefore;
+        }
+      }
+      SettleDurableLocked(ns.get(), key, reason, &calls);
     }
     Make(calls);
   });

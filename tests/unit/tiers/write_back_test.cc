@@ -48,7 +48,12 @@ struct Gate {
     if (!hold_next_payload || io.op != DiskIo::Op::kWrite || io.pieces.size() != 2) return false;
     hold_next_payload = false;
     held_payload = std::move(io);
+    changed.NotifyAll();
     return true;
+  }
+  void WaitForHeldPayload() {
+    MutexLock lock(mu);
+    while (!held_payload.has_value()) changed.Wait(mu);
   }
   DiskIo TakeHeldPayload() {
     MutexLock lock(mu);
@@ -123,7 +128,12 @@ class WriteBackTest : public StoreFixture {
   std::future<TieredStore::Durable> StoreChain(const NamespaceRef& ns,
                                                std::span<const BlockKey> keys,
                                                std::optional<DiskDurability> durability = {}) {
-    StoreRequest request{.parent = Root(ns), .keys = keys};
+    return StoreAbove(ns, Root(ns), keys, durability);
+  }
+  std::future<TieredStore::Durable> StoreAbove(
+      const NamespaceRef& ns, const BlockKey& parent, std::span<const BlockKey> keys,
+      std::optional<DiskDurability> durability = DiskDurability::kStrict) {
+    StoreRequest request{.parent = parent, .keys = keys};
     request.durability = durability;
     auto grant = store_->BeginStore(ns, request);
     EXPECT_TRUE(grant.ok()) << grant.status();
@@ -374,18 +384,88 @@ TEST_F(WriteBackTest, AStrictStoreBringsItsAncestorsAlong) {
   StoreChain(ns, std::span(keys).first(5)).get();
   store_->Quiesce();
   EXPECT_EQ(BlocksOnDisk(), 0U);
-  StoreRequest request{.parent = keys[4], .keys = std::span(keys).last(1)};
-  request.durability = DiskDurability::kStrict;
-  StoreGrant grant = *store_->BeginStore(ns, request);
-  FillPayload(grant.lease.extent(0), keys[5], 0);
-  const std::vector<std::uint32_t> sums = {ChecksumOf(grant.lease.extent(0), keys[5], 0)};
-  std::promise<TieredStore::Durable> told;
-  ASSERT_TRUE(store_
-                  ->CommitStore(grant.lease, 0, sums,
-                                [&](TieredStore::Durable durable) { told.set_value(durable); })
-                  .ok());
-  EXPECT_EQ(told.get_future().get().blocks, 1U);
+  EXPECT_EQ(StoreAbove(ns, keys[4], std::span(keys).last(1)).get().blocks, 1U);
   EXPECT_EQ(BlocksOnDisk(), 6U);
+}
+
+// The parent's write is held in the device, and its class asks for no sync: that of its child comes
+// too early for it. A later block tells when that one was over.
+TEST_F(WriteBackTest, AStrictBlockIsNotDurableBeforeASyncThatCoversItsParent) {
+  StartWithDisk([](auto& disk) { disk.store.queue_depth = 1; });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  store_->Quiesce();
+  const std::vector<BlockKey> keys = KeysOf(1, 3);
+  gate_.HoldNextPayload();
+  StoreChain(ns, std::span(keys).first(1), DiskDurability::kNone).get();
+  gate_.WaitForHeldPayload();
+  auto children = StoreAbove(ns, keys[0], std::span(keys).last(2));
+  EXPECT_EQ(StoreChain(ns, KeysOf(11, 1), DiskDurability::kStrict).get().blocks, 1U);
+  EXPECT_FALSE(IsTold(children));
+  const std::uint64_t flushes = gate_.Flushes();
+  gate_.HoldFlushes(true);
+  device_->Submit(gate_.TakeHeldPayload());
+  gate_.WaitUntilHeld();
+  EXPECT_EQ(BlocksOnDisk(), 4U);
+  EXPECT_FALSE(IsTold(children));
+  gate_.HoldFlushes(false);
+  EXPECT_EQ(children.get().blocks, 2U);
+  EXPECT_GT(gate_.Flushes(), flushes);
+}
+
+// The parent has the last slot of a segment, its child the first of the other disk's.
+TEST_F(WriteBackTest, AStrictBlockIsNotDurableWhereItsParentsWriteFails) {
+  StartWithDisk([this](auto& disk) {
+    disk.store.queue_depth = 1;
+    disk.store.devices.push_back(
+        {directory_.path() / "disk1", disk::kSegmentsOffset + 16 * kSegmentBytes});
+  });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  const std::vector<BlockKey> keys = KeysOf(1, 2);
+  StoreChain(ns, KeysOf(11, 14)).get();
+  store_->Quiesce();
+  gate_.HoldNextPayload();
+  StoreChain(ns, std::span(keys).first(1)).get();
+  gate_.WaitForHeldPayload();
+  auto child = StoreAbove(ns, keys[0], std::span(keys).last(1));
+  EXPECT_EQ(StoreChain(ns, KeysOf(31, 1), DiskDurability::kStrict).get().blocks, 1U);
+  EXPECT_FALSE(IsTold(child));
+  const DiskIo parent = gate_.TakeHeldPayload();
+  parent.done(absl::InternalError("worn out"));
+  const TieredStore::Durable durable = child.get();
+  EXPECT_EQ(durable.blocks, 0U);
+  EXPECT_THAT(durable.reason, testing::HasSubstr("before it is not on disk: worn out"));
+  store_->Quiesce();
+  ExpectSound();
+}
+
+TEST_F(WriteBackTest, AStrictBlockIsNotDurableWhereAnAncestorWasDamagedInRam) {
+  StartWithDisk([](auto& disk) { disk.write_back = WriteBackMode::kOnEviction; });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  const std::vector<BlockKey> keys = KeysOf(1, 2);
+  StoreGrant grant = Begin(ns, Root(ns), std::span(keys).first(1));
+  EXPECT_EQ(FillAndCommit(grant), 1U);
+  grant.lease.extent(0).bytes()[100] ^= std::byte{1};
+  const TieredStore::Durable durable = StoreAbove(ns, keys[0], std::span(keys).last(1)).get();
+  EXPECT_EQ(durable.blocks, 0U);
+  EXPECT_THAT(durable.reason, testing::HasSubstr("before it is not on disk"));
+}
+
+// The parent was used once more before both were written, and so waits longer than its child.
+TEST_F(WriteBackTest, AStrictStoreAboveABlockThatOvertookItsParentBringsThatAlong) {
+  StartWithDisk([](auto& disk) {
+    disk.write_back = WriteBackMode::kIdle;
+    disk.write_back_idle = std::chrono::seconds(10);
+  });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  const std::vector<BlockKey> keys = KeysOf(1, 3);
+  StoreChain(ns, std::span(keys).first(2)).get();
+  Fetch(ns, std::span(keys).first(1));
+  clock_.Advance(std::chrono::seconds(11));
+  store_->Housekeep();
+  store_->Quiesce();
+  ASSERT_EQ(BlocksOnDisk(), 1U);
+  EXPECT_EQ(StoreAbove(ns, keys[1], std::span(keys).last(1)).get().blocks, 1U);
+  EXPECT_EQ(BlocksOnDisk(), 3U);
 }
 
 TEST_F(WriteBackTest, SegmentsThatAPurgeEmptiedServeBlocksOfAnotherSize) {
