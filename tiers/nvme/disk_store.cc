@@ -40,12 +40,23 @@ std::uint64_t DiskStore::OffsetOf(const DiskPlace& place) const {
 void DiskStore::WriteSegment(const DiskIndex::NewSegment& segment, Done done) {
   {
     MutexLock lock(mu_);
-    const auto found = headers_.find(segment.id);
-    const bool under_way = found != headers_.end() && found->second.epoch == segment.epoch &&
-                           found->second.status.ok();
-    if (under_way) return;
-    headers_[segment.id] = {segment.epoch, absl::OkStatus(), {}};
+    const auto [found, is_first] = headers_.try_emplace(segment.id);
+    Header& header = found->second;
+    const bool under_way = !is_first && header.status.ok();
+    if (under_way && header.epoch == segment.epoch) return;
+    header.epoch = segment.epoch;
+    header.status = absl::OkStatus();
+    // Two at a time could land in either order.
+    header.begin = nullptr;
+    if (under_way) {
+      header.begin = [this, segment, done = std::move(done)] { BeginHeader(segment, done); };
+      return;
+    }
   }
+  BeginHeader(segment, std::move(done));
+}
+
+void DiskStore::BeginHeader(const DiskIndex::NewSegment& segment, Done done) {
   auto page = std::make_shared<DiskPages>(1);
   disk::WritePage(disk::SegmentHeader::Make(uuid_, segment.id.device, segment.id.segment,
                                             segment.slot_bytes, segment.epoch),
@@ -77,19 +88,25 @@ void DiskStore::WriteSegment(const DiskIndex::NewSegment& segment, Done done) {
 
 void DiskStore::EndHeader(SegmentId id, std::uint64_t epoch, const absl::Status& status) {
   std::vector<Written> failed;
+  std::function<void()> next;
   {
     MutexLock lock(mu_);
     const auto found = headers_.find(id);
-    if (found == headers_.end() || found->second.epoch != epoch) return;
-    std::vector<Written> held = std::move(found->second.held);
-    if (status.ok()) {
-      headers_.erase(found);
-      for (Written& part : held) AddWrittenLocked(std::move(part));
+    Header& header = found->second;
+    if (header.epoch != epoch) {
+      next = std::exchange(header.begin, nullptr);
     } else {
-      found->second = {epoch, status, {}};
-      failed = std::move(held);
+      std::vector<Written> held = std::move(header.held);
+      if (status.ok()) {
+        headers_.erase(found);
+        for (Written& part : held) AddWrittenLocked(std::move(part));
+      } else {
+        header = {epoch, status, {}, nullptr};
+        failed = std::move(held);
+      }
     }
   }
+  if (next) next();
   write_failures_ += failed.size();
   for (const Written& part : failed) part.durable(status);
 }

@@ -125,7 +125,9 @@ class DiskStore {
   // ---- Blocks ----
   // Writes the header of a segment. Its slots may be written from this call on: none of them
   // becomes durable, or is in the catalog, before the header is written; where that fails, neither
-  // do they. `done` is not called where the header is under way already.
+  // do they. Waits for the header of the segment's last use, where that is still under way. `done`
+  // is not called where the header is under way already, nor where the segment got another use
+  // before it could begin.
   void WriteSegment(const DiskIndex::NewSegment& segment, Done done);
   // Whether the segment must be emptied first: then its slots may only be written after `done`.
   bool Empties(const DiskIndex::NewSegment& segment) const {
@@ -307,9 +309,11 @@ class DiskStore {
   // Of a segment whose header is under way, or could not be written.
   struct Header {
     std::uint64_t epoch = 0;
-    absl::Status status;        // not OK: it could not be written
-    std::vector<Written> held;  // what was written into the segment meanwhile
+    absl::Status status;          // not OK: it could not be written
+    std::vector<Written> held;    // what was written into the segment meanwhile
+    std::function<void()> begin;  // once that of the segment's last use has ended; empty: it has
   };
+  void BeginHeader(const DiskIndex::NewSegment& segment, Done done);
   // Written, so that it is for the committer, unless its segment has no header yet.
   void HandOver(const DiskPlace& place, Written written);
   void EndHeader(SegmentId id, std::uint64_t epoch, const absl::Status& status);
