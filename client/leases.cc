@@ -128,7 +128,8 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
     request.add_checksums(state_->parts[state_->granted[filled]].checksum);
     ++filled;
   }
-  if (filled == 0) {
+  // A lease without any part is of a strict store of blocks that exist.
+  if (filled == 0 && !state_->granted.empty()) {
     state_->GiveBack(context);
     return absl::FailedPreconditionError("no part of the lease was filled from its start on");
   }

@@ -335,7 +335,7 @@ absl::StatusOr<StoreResult> NamespaceImpl::StoreBatch(const StoreRequest& reques
   StoreResult result;
   result.outcomes = held.outcomes;
   result.decline_reason = held.decline_reason;
-  if (held.granted.empty()) return result;
+  if (held.lease_id == 0) return result;
   client_.core()->copy_pool().Run(held.granted.size(), [&](std::size_t n) {
     StoreLease::State::Part& part = held.parts[held.granted[n]];
     part.checksum = GatherInto(part.memory.bytes, buffers.subspan(held.granted[n] * pieces, pieces),

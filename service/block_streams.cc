@@ -101,7 +101,7 @@ class PutStream final : public RequestHandlers::Put {
       return absl::UnauthenticatedError("the session ended before its blocks were stored");
     }
     KAVERN_RETURN_IF_ERROR(Verify());
-    if (!grant_.lease.empty()) {
+    if (!grant_.lease.empty() || grant_.lease.has_existing()) {
       std::promise<tiers::TieredStore::Durable> told;
       KAVERN_RETURN_IF_ERROR(store_
                                  .CommitStore(grant_.lease, 0, sums_,

@@ -169,7 +169,8 @@ absl::Status RequestHandlers::BeginStore(Session& session, const v1::BeginStoreR
                                                   .durability = durability}));
   response->set_outcomes(PackOutcomes(grant.outcomes));
   response->set_decline_reason(grant.decline_reason);
-  if (grant.lease.empty()) return absl::OkStatus();
+  // What exists is durable with a commit, too.
+  if (grant.lease.empty() && !grant.lease.has_existing()) return absl::OkStatus();
   return AddGrants(session, std::move(grant), response);
 }
 
@@ -201,14 +202,13 @@ class CommitAnswer {
 
 void RequestHandlers::BeginCommit(Session& session, const v1::CommitStoreRequest& request,
                                   v1::CommitStoreResponse* response, Done done) {
-  if (request.checksums().empty()) {
-    done(absl::InvalidArgumentError("checksums: got none, expected one per extent to commit"));
-    return;
-  }
   const std::vector<std::uint32_t> checksums(request.checksums().begin(),
                                              request.checksums().end());
   const auto answer = std::make_shared<CommitAnswer>(response, done);
   const auto commit = [&](tiers::WriteLease& lease) -> absl::Status {
+    if (checksums.empty() && !lease.empty()) {
+      return absl::InvalidArgumentError("checksums: got none, expected one per extent to commit");
+    }
     KAVERN_ASSIGN_OR_RETURN(
         const std::uint32_t committed,
         store_.CommitStore(lease, request.first(), checksums,

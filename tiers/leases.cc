@@ -71,6 +71,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   slot_bytes_ = other.slot_bytes_;
   done_ = std::exchange(other.done_, 0);
   grants_ = std::exchange(other.grants_, {});
+  existing_ = std::exchange(other.existing_, {});
   return *this;
 }
 
@@ -80,6 +81,7 @@ void WriteLease::Reset() {
   ns_.reset();
   done_ = 0;
   grants_.clear();
+  existing_.clear();
 }
 
 }  // namespace kavern::tiers

@@ -94,6 +94,9 @@ class WriteLease {
   std::size_t size() const { return grants_.size(); }
   Extent extent(std::size_t i) const { return grants_[i].extent; }
   const BlockKey& key(std::size_t i) const { return grants_[i].key; }
+  // A strict store of blocks that exist, which are durable with its first commit: that is to be
+  // made also where there is no extent.
+  bool has_existing() const { return !existing_.empty(); }
   std::uint32_t part() const { return part_; }  // KvLayout::PartIndex: what seeds the checksums
   // Of slots still held: what is committed is held no more.
   std::uint64_t bytes() const { return (grants_.size() - done_) * slot_bytes_; }
@@ -115,6 +118,7 @@ class WriteLease {
   std::uint64_t slot_bytes_ = 0;
   std::size_t done_ = 0;
   std::vector<Grant> grants_;
+  std::vector<BlockKey> existing_;  // of a strict lease, until its first commit
 };
 
 }  // namespace kavern::tiers

@@ -219,6 +219,7 @@ StoreGrant TieredStore::GrantLocked(const std::shared_ptr<NamespaceStore>& ns,
   if (options_.disk.has_value()) {
     lease.durability_ = request.durability.value_or(disk_options_.durability);
   }
+  const bool is_strict = options_.disk.has_value() && lease.durability_ == DiskDurability::kStrict;
   lease.slot_bytes_ = slot_bytes;
   lease.grants_.reserve(wanted);
   grant.outcomes.assign(blocks.size(), StoreOutcome::kDeclined);
@@ -226,6 +227,7 @@ StoreGrant TieredStore::GrantLocked(const std::shared_ptr<NamespaceStore>& ns,
   for (; i < blocks.size(); ++i) {
     if (ns->HasPart(blocks[i], part) || (blocks[i] == kNoBlock && ns->IsOnDisk(request.keys[i]))) {
       grant.outcomes[i] = StoreOutcome::kExists;
+      if (is_strict) lease.existing_.push_back(request.keys[i]);
       ++shared_.counters.store_exists_blocks;
       continue;
     }
@@ -328,6 +330,12 @@ std::uint32_t TieredStore::PublishLocked(WriteLease& lease, std::span<WriteLease
   }
   const bool waits = disk_store_ != nullptr && lease.durability_ == DiskDurability::kStrict;
   if (waits) {
+    // Of those that exist, whoever commits the last part of one that is not complete is told.
+    for (const BlockKey& key : std::exchange(lease.existing_, {})) {
+      const BlockId id = lease.ns_->index().Find(key);
+      const bool incomplete = id != kNoBlock && !lease.ns_->index().IsVisible(id);
+      if (!incomplete || lease.ns_->IsOnDisk(key)) complete.push_back(key);
+    }
     QueueStrictLocked(lease.ns_, complete);
   } else if (disk_store_ != nullptr) {
     for (const BlockKey& key : complete) QueueWriteLocked(lease.ns_, key, lease.durability_);

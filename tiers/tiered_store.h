@@ -164,13 +164,15 @@ class TieredStore {
   // its last part. Returns how many were published, by this call or by an earlier writer; the rest
   // were dropped meanwhile (purged, expired) and publish nothing. The blocks that are visible then
   // are touched leaf to root; their ancestors outside the range are not: whoever fetched them did.
-  // InvalidArgument for a range outside the lease or done before.
+  // InvalidArgument for a range outside the lease or done before. An empty one is of use where the
+  // lease has_existing().
   //
   // `done` is for leases that are strict: unless the call fails it is called once, with no lock
   // held, in this call or later in a thread of the store, when every block that is complete with
-  // this commit is flushed and in the catalog, or will not be. At once for other leases.
+  // this commit, and in the lease's first one every block that existed, is with all its ancestors
+  // flushed and in the catalog, or will not be. At once for other leases.
   struct Durable {
-    std::uint32_t blocks = 0;  // of those published: durable
+    std::uint32_t blocks = 0;  // of those: durable
     std::string reason;        // why not all of them; empty: all, or the lease is not strict
   };
   using DurableDone = std::function<void(Durable)>;

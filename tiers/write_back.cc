@@ -344,7 +344,11 @@ void TieredStore::AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns,
     }
     durable_waits_[{ns.get(), key}].push_back(wait);
     // Somebody else's block, of whatever class.
-    if (ns->IsOnDisk(key)) SettleWrittenLocked(ns, key, /*synced=*/false, calls);
+    if (ns->IsOnDisk(key)) {
+      SettleWrittenLocked(ns, key, /*synced=*/false, calls);
+    } else if (ns->FindVisible(key) == kNoBlock) {
+      SettleDurableLocked(ns.get(), key, "it left the cache before it was durable", calls);
+    }
   }
   mover_changed_.NotifyAll();
 }

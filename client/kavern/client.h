@@ -127,9 +127,11 @@ class StoreLease {
   // FailedPrecondition when the lease is not valid any more or nothing was filled; Unavailable when
   // the daemon is gone: nothing was stored then, or all was.
   //
-  // Of a strict store it returns when its blocks are on disk and flushed, or will not be:
-  // durable_blocks() says how many are, and not_durable_reason() why not all. After
-  // DeadlineExceeded they are published, durable or not.
+  // Of a strict store it returns when the blocks published and those that existed are on disk with
+  // all their ancestors, and flushed, or will not be: durable_blocks() says how many are, and
+  // not_durable_reason() why not all. So it is to be called also where all of them exist; without
+  // a strict store that is FailedPrecondition. After DeadlineExceeded they are published, durable
+  // or not.
   absl::Status Commit(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
   std::uint64_t durable_blocks() const;
   const std::string& not_durable_reason() const;
@@ -180,7 +182,7 @@ struct StoreResult {
   std::vector<StoreOutcome> outcomes;  // one per key; declined ones are last
   std::string decline_reason;
   std::uint64_t stored_bytes = 0;
-  std::uint64_t durable_blocks = 0;  // of a strict store: of those stored by this call
+  std::uint64_t durable_blocks = 0;  // of a strict store: of those that are stored or exist
   std::string not_durable_reason;    // of a strict store: why not all of these
 };
 

@@ -18,7 +18,7 @@ using service::Session;
 
 struct InProcessDaemon::Node {
   Node(const std::string& socket_path, std::uint64_t capacity_bytes, std::uint64_t region_bytes,
-       std::uint64_t lease_bytes_max)
+       std::uint64_t lease_bytes_max, const std::function<void(tiers::TieredStoreOptions&)>& change)
       : tenants(*service::TenantMap::Create({}, {}, ::geteuid())), sessions(64) {
     service::AttachServerOptions attach_options;
     attach_options.socket_path = socket_path;
@@ -29,6 +29,7 @@ struct InProcessDaemon::Node {
     store_options.ram.capacity_bytes = capacity_bytes;
     store_options.ram.region_bytes = region_bytes;
     store_options.ram.huge_pages = tiers::HugePages::kOff;
+    if (change) change(store_options);
     store = *tiers::TieredStore::Create(store_options, *attach);
     store->Quiesce();
     handlers = std::make_unique<RequestHandlers>(
@@ -248,10 +249,12 @@ class InProcessControlPlane final : public client::ControlPlane {
 };
 
 InProcessDaemon::InProcessDaemon(std::uint64_t capacity_bytes, std::uint64_t region_bytes,
-                                 std::uint64_t lease_bytes_max)
+                                 std::uint64_t lease_bytes_max,
+                                 std::function<void(tiers::TieredStoreOptions&)> change)
     : capacity_bytes_(capacity_bytes),
       region_bytes_(region_bytes),
-      lease_bytes_max_(lease_bytes_max) {
+      lease_bytes_max_(lease_bytes_max),
+      change_(std::move(change)) {
   directory_ = std::filesystem::temp_directory_path() / "kavern-client-XXXXXX";
   if (mkdtemp(directory_.data()) == nullptr) std::abort();
   Start();
@@ -265,7 +268,7 @@ InProcessDaemon::~InProcessDaemon() {
 
 void InProcessDaemon::Start() {
   auto node = std::make_unique<Node>(directory_ + "/kavern.sock.attach", capacity_bytes_,
-                                     region_bytes_, lease_bytes_max_);
+                                     region_bytes_, lease_bytes_max_, change_);
   MutexLock lock(mu_);
   node_ = std::move(node);
   serving_ = true;

@@ -5,6 +5,7 @@
 #define KAVERN_TESTS_FAKES_IN_PROCESS_DAEMON_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,7 +24,8 @@ class InProcessDaemon {
  public:
   explicit InProcessDaemon(std::uint64_t capacity_bytes = 4 << 20,
                            std::uint64_t region_bytes = 256 << 10,
-                           std::uint64_t lease_bytes_max = UINT64_MAX);
+                           std::uint64_t lease_bytes_max = UINT64_MAX,
+                           std::function<void(tiers::TieredStoreOptions&)> change = {});
   ~InProcessDaemon();
 
   // A new incarnation on the same socket.
@@ -57,7 +59,8 @@ class InProcessDaemon {
 
   const std::uint64_t capacity_bytes_;
   const std::uint64_t region_bytes_;
-  const std::uint64_t lease_bytes_max_;  // of each session
+  const std::uint64_t lease_bytes_max_;                           // of each session
+  const std::function<void(tiers::TieredStoreOptions&)> change_;  // empty: nothing
   std::string directory_;
   mutable Mutex mu_;
   CondVar calls_ended_;

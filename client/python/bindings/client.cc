@@ -166,7 +166,7 @@ void BindResults(nb::module_& module) {
       .def_ro("decline_reason", &StoreResult::decline_reason, "Empty: nothing was declined.")
       .def_ro("stored_bytes", &StoreResult::stored_bytes)
       .def_ro("durable_blocks", &StoreResult::durable_blocks,
-              "Of a strict store: of those stored by this call.")
+              "Of a strict store: of those that are stored or exist.")
       .def_ro("not_durable_reason", &StoreResult::not_durable_reason,
               "Of a strict store: why not all of these.");
   nb::class_<FetchResult>(module, "FetchResult")

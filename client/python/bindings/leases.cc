@@ -170,7 +170,8 @@ void BindLeases(nb::module_& module) {
           [](StoreLeaseHandle& handle) {
             return handle.With([](StoreLease& lease) { return lease.durable_blocks(); });
           },
-          "After a strict commit: blocks of it that are on disk and flushed.")
+          "After a strict commit: how many of the blocks that it published or that existed are on "
+          "disk with all their ancestors, and flushed.")
       .def_prop_ro(
           "not_durable_reason",
           [](StoreLeaseHandle& handle) {

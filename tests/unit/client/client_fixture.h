@@ -70,11 +70,12 @@ class ClientTest : public testing::Test {
   }
 
   static absl::StatusOr<StoreResult> Store(Namespace& ns, std::span<const BlockKey> keys,
-                                           const BlockKey& parent = {}) {
+                                           const BlockKey& parent = {},
+                                           Durability durability = Durability::kConfigured) {
     std::vector<std::vector<std::byte>> payloads;
     for (const BlockKey& key : keys) payloads.push_back(Payload(key));
     const std::vector<ConstBuffer> buffers(payloads.begin(), payloads.end());
-    return ns.Store({.parent = parent, .keys = keys}, buffers);
+    return ns.Store({.parent = parent, .keys = keys, .durability = durability}, buffers);
   }
 
   // Codes of the blocks; fails the test when one that is reported as fetched has other bytes.

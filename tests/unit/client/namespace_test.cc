@@ -2,7 +2,9 @@
 #include <algorithm>
 
 #include "base/copy_and_checksum.h"
+#include "tests/fakes/temp_directory.h"
 #include "tests/unit/client/client_fixture.h"
+#include "tiers/nvme/disk_format.h"
 
 namespace kavern {
 namespace {
@@ -256,6 +258,68 @@ TEST_F(NamespaceTest, AConversationIsToldAgainAfterARestart) {
   const auto terms = ns->UpdateConversation(update);
   ASSERT_TRUE(terms.ok()) << terms.status();
   EXPECT_EQ(terms->updates, 1U);
+}
+
+// Blocks that another client stored in a lower class, and that nothing has written to the disk yet.
+class StrictNamespaceTest : public ClientTest {
+ protected:
+  void OnEviction(tiers::TieredStoreOptions& options) {
+    tiers::TieredStoreOptions::Disk disk;
+    disk.store.segment_bytes = std::uint64_t{128} * 1024;
+    disk.store.devices = {
+        {directory_.path() / "disk", tiers::disk::kSegmentsOffset + 8 * disk.store.segment_bytes}};
+    disk.store.catalog_path = directory_.path() / "catalog";
+    disk.write_back = tiers::WriteBackMode::kOnEviction;
+    options.disk = disk;
+  }
+
+  TempDirectory directory_;
+  InProcessDaemon with_disk_{4 << 20, 256 << 10, UINT64_MAX,
+                             [this](tiers::TieredStoreOptions& options) { OnEviction(options); }};
+};
+
+class StrictPlaneTest : public StrictNamespaceTest, public testing::WithParamInterface<bool> {};
+
+TEST_P(StrictPlaneTest, AStrictStoreOfBlocksThatExistMakesThemDurable) {
+  ClientOptions options;
+  options.force_bytes_plane = GetParam();
+  const auto writer = with_disk_.Connect();
+  const auto client = with_disk_.Connect(options);
+  ASSERT_TRUE(writer->WaitUntilAttached(std::chrono::seconds(20)).ok());
+  ASSERT_TRUE(client->WaitUntilAttached(std::chrono::seconds(20)).ok());
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 5);
+  ASSERT_TRUE(Store(*Open(*writer), keys).ok());
+  EXPECT_EQ(with_disk_.store().GetStatus().disk.blocks, 0U);
+  const auto stored = Store(*ns, keys, {}, Durability::kStrict);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_EQ(stored->outcomes, std::vector<StoreOutcome>(5, StoreOutcome::kExists));
+  EXPECT_EQ(stored->durable_blocks, 5U);
+  EXPECT_EQ(stored->not_durable_reason, "");
+  EXPECT_EQ(with_disk_.store().GetStatus().disk.blocks, 5U);
+  EXPECT_EQ(with_disk_.leased_bytes(), 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Planes, StrictPlaneTest, testing::Bool());
+
+TEST_F(StrictNamespaceTest, ALeaseOfBlocksThatExistIsCommitted) {
+  const auto client = with_disk_.Connect();
+  ASSERT_TRUE(client->WaitUntilAttached(std::chrono::seconds(20)).ok());
+  const auto ns = Open(*client);
+  const auto keys = Keys(*ns, 1, 3);
+  ASSERT_TRUE(Store(*ns, keys).ok());
+  auto lease = ns->BeginStore({.keys = keys, .durability = Durability::kStrict});
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  const absl::Status committed = lease->Commit();
+  ASSERT_TRUE(committed.ok()) << committed;
+  EXPECT_EQ(lease->durable_blocks(), 3U);
+  EXPECT_EQ(lease->not_durable_reason(), "");
+  EXPECT_TRUE(absl::IsFailedPrecondition(lease->Commit())) << "it ended with its commit";
+  // Nobody waits for anything else.
+  lease = ns->BeginStore({.keys = keys});
+  ASSERT_TRUE(lease.ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(lease->Commit()));
+  EXPECT_EQ(lease->durable_blocks(), 0U);
 }
 
 }  // namespace

@@ -477,6 +477,61 @@ TEST_F(WriteBackTest, AStrictBlockIsNotDurableWhereAnAncestorWasDamagedInRam) {
   EXPECT_THAT(durable.reason, testing::HasSubstr("before it is not on disk"));
 }
 
+TEST_F(WriteBackTest, AStrictStoreOfBlocksThatExistWritesThem) {
+  StartWithDisk([](auto& disk) { disk.write_back = WriteBackMode::kOnEviction; });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  const std::vector<BlockKey> keys = KeysOf(1, 8);
+  StoreChain(ns, std::span(keys).first(5)).get();
+  store_->Quiesce();
+  EXPECT_EQ(BlocksOnDisk(), 0U);
+  const TieredStore::Durable exist =
+      StoreChain(ns, std::span(keys).first(5), DiskDurability::kStrict).get();
+  EXPECT_EQ(exist.blocks, 5U);
+  EXPECT_EQ(exist.reason, "");
+  EXPECT_EQ(BlocksOnDisk(), 5U);
+  // Some exist, some are new.
+  EXPECT_EQ(StoreChain(ns, keys, DiskDurability::kStrict).get().blocks, 8U);
+  EXPECT_EQ(BlocksOnDisk(), 8U);
+}
+
+TEST_F(WriteBackTest, AStrictStoreOfBlocksThatAreOnDiskUnsyncedSyncsThem) {
+  StartWithDisk([](auto& disk) { disk.durability = DiskDurability::kNone; });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  store_->Quiesce();
+  StoreChain(ns, KeysOf(1, 5)).get();
+  store_->Quiesce();
+  EXPECT_EQ(BlocksOnDisk(), 5U);
+  const std::uint64_t flushes = gate_.Flushes();
+  EXPECT_EQ(StoreChain(ns, KeysOf(1, 5), DiskDurability::kStrict).get().blocks, 5U);
+  EXPECT_GT(gate_.Flushes(), flushes);
+}
+
+TEST_F(WriteBackTest, AStrictStoreOfBlocksThatExistSaysWhyTheyAreNotDurable) {
+  StartWithDisk([](auto& disk) { disk.write_back = WriteBackMode::kOnEviction; });
+  const NamespaceRef ns = Open(SpecOf("m"));
+  const std::vector<BlockKey> keys = KeysOf(1, 2);
+  StoreChain(ns, keys).get();
+  StoreRequest request{.parent = Root(ns), .keys = keys};
+  request.durability = DiskDurability::kStrict;
+  StoreGrant late = *store_->BeginStore(ns, request);
+  EXPECT_TRUE(late.lease.empty());
+  EXPECT_TRUE(store_->Purge(ns.fingerprint()).ok());
+  std::promise<TieredStore::Durable> told;
+  ASSERT_TRUE(store_
+                  ->CommitStore(late.lease, 0, {},
+                                [&](TieredStore::Durable durable) { told.set_value(durable); })
+                  .ok());
+  const TieredStore::Durable gone = told.get_future().get();
+  EXPECT_EQ(gone.blocks, 0U);
+  EXPECT_THAT(gone.reason, testing::HasSubstr("left the cache"));
+  store_->Quiesce();
+  StoreChain(ns, keys).get();
+  gate_.RefuseWrites();
+  const TieredStore::Durable refused = StoreChain(ns, keys, DiskDurability::kStrict).get();
+  EXPECT_EQ(refused.blocks, 0U);
+  EXPECT_NE(refused.reason, "");
+}
+
 // The parent was used once more before both were written, and so waits longer than its child.
 TEST_F(WriteBackTest, AStrictStoreAboveABlockThatOvertookItsParentBringsThatAlong) {
   StartWithDisk([](auto& disk) {
