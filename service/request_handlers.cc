@@ -343,6 +343,7 @@ void RequestHandlers::FillNodeStatus(v1::GetStatusResponse* response) const {
   response->set_sessions(totals.live + totals.fenced);
   response->set_namespaces(status.namespaces);
   response->set_conversations(status.conversations);
+  response->set_directory_bytes(status.directory_bytes);
   response->set_leases(totals.leases);
   response->set_quarantined_bytes(totals.quarantined_bytes);
   if (!node_.degraded) return;

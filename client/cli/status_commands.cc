@@ -67,6 +67,7 @@ json StatusJson(const v1::GetStatusResponse& status) {
       {"conversations", status.conversations()},
       {"leases", status.leases()},
       {"quarantined_bytes", status.quarantined_bytes()},
+      {"directory_bytes", status.directory_bytes()},
       {"degraded", std::vector<std::string>(status.degraded().begin(), status.degraded().end())},
       {"ram",
        {{"capacity_bytes", ram.capacity_bytes()},

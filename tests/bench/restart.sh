@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How long a daemon that was killed takes to serve again, and how much memory its index takes: fills an NVMe tier with
-# blocks of 4 KiB, kills the daemon, starts it anew, and prints what it says.
+# How long a daemon that was killed takes to serve again, and how much memory its index and its directory take: fills an
+# NVMe tier with blocks of 4 KiB, kills the daemon, starts it anew, and prints what it says.
 #
 #   tests/bench/restart.sh [BLOCKS]        default: 1000000, about 9 GB of disk in build/
 #
@@ -35,7 +35,8 @@ start_daemon() {
   daemon=$!
   "$bin/kavern" status --wait-ms 60000 >/dev/null
 }
-nvme() { "$bin/kavern" status --json | python3 -c "import json, sys; print(json.load(sys.stdin)['nvme']['$1'])"; }
+status() { "$bin/kavern" status --json | python3 -c "import json, sys; print(json.load(sys.stdin)$1)"; }
+nvme() { status "['nvme']['$1']"; }
 
 echo "== fill with $blocks blocks"
 start_daemon
@@ -66,11 +67,11 @@ tail -n 1 "$work/trace.jsonl" >"$work/last.jsonl"
 first=$(date +%s.%N)
 
 python3 - "$work" "$stored" "$(nvme blocks)" "$(nvme recovery_seconds)" "$(nvme index_bytes)" \
-  "$started" "$answered" "$served" "$first" <<'PY'
+  "$(status "['directory_bytes']")" "$started" "$answered" "$served" "$first" <<'PY'
 import json, sys
-work, stored, found, recovery, index_bytes, started, answered, served, first = sys.argv[1:]
+work, stored, found, recovery, index_bytes, directory_bytes, started, answered, served, first = sys.argv[1:]
 last = json.load(open(f"{work}/last.json"))
-found, index_bytes = int(found), int(index_bytes)
+found, index_bytes, directory_bytes = int(found), int(index_bytes), int(directory_bytes)
 print(f"blocks on disk before the kill  {int(stored):,}")
 print(f"found after it                  {found:,}")
 print(f"recovery, as the daemon says    {float(recovery):.2f} s")
@@ -79,4 +80,5 @@ print(f"everything found                {float(served) - float(started):.2f} s a
 print(f"first fetch, by a new client    {float(first) - float(started):.2f} s after the start, "
       f"{last['hit_blocks']} of {last['blocks']} blocks, {last['wrong_bytes']} wrong bytes")
 print(f"index                           {index_bytes / max(1, found):.1f} B a block")
+print(f"directory                       {directory_bytes / max(1, found):.1f} B a block")
 PY

@@ -428,6 +428,7 @@ TEST_F(RequestHandlersTest, AnOperatorSeesTheNode) {
   EXPECT_EQ(status.ram().used_bytes(), 3 * TestNode::kPartBytes);
   EXPECT_EQ(status.ram().retired_bytes(), 0u);
   EXPECT_EQ(status.sessions(), 1u);
+  EXPECT_EQ(status.directory_bytes(), 4096u + 256 * 64);
   EXPECT_EQ(status.degraded_size(), 1);
   v1::QuiesceResponse quiesced;
   EXPECT_TRUE(node_.handlers().Quiesce(*session_, {}, &quiesced).ok());
