@@ -200,9 +200,10 @@ void BindLeases(nb::module_& module) {
             Check(handle.End([&](StoreLease& lease) { return lease.Commit(wait); }));
           },
           nb::arg("deadline") = nb::none(),
-          "Publishes the parts that were filled, up to the first that was not. UnavailableError: "
-          "the daemon is gone; all was stored, or nothing. BufferError while arrays of the leased "
-          "memory are alive.")
+          "Publishes the parts that were filled, up to the first that was not. With "
+          "Durability.STRICT it is for the keys that exist, too, and to be called also where all "
+          "of them do. UnavailableError: the daemon is gone; all was stored, or nothing. "
+          "BufferError while arrays of the leased memory are alive.")
       .def(
           "abort",
           [](StoreLeaseHandle& handle) {
