@@ -34,13 +34,13 @@ struct Event {
     kBegun,     // `name` is about to be stored with the bytes of `version`
     kPurged,    // acknowledged: the namespace of `name`, up to `version`
     kSnapshot,  // `durable` is what is acknowledged, and not evicted
-    kStrict,    // `durable` was acknowledged by the answer to its strict commit
+    kStrict,    // `durable` was acknowledged by the answer to a strict commit
   };
   std::size_t position = 0;
   Kind kind = Kind::kBegun;
   BlockName name;
   std::uint64_t version = 0;
-  bool stored = false;  // and was not there before
+  std::set<BlockName> stored;  // by this store, that may not have been there before
   std::set<BlockName> durable;
 };
 
@@ -100,6 +100,13 @@ class Workload {
     store_.reset();
   }
 
+  // The block with all its ancestors.
+  static std::set<BlockName> ChainTo(const BlockName& name) {
+    std::set<BlockName> chain;
+    for (std::uint64_t n = name.n / 4 * 4; n <= name.n; ++n) chain.insert({name.ns, n});
+    return chain;
+  }
+
   // A chain, or what is left of it.
   void StoreSome() {
     const auto ns = static_cast<std::uint32_t>(random_() % 8 == 0 ? 2 : random_() % 2);
@@ -120,13 +127,15 @@ class Workload {
         done.stored = store_->Store(name, version);
       }
       if (!done.stored) continue;
-      recording_.events[event].stored = true;
+      recording_.events[event].stored = {name};
+      // Brings its ancestors along, those too that were evicted, for its own sake perhaps.
+      if (strict) recording_.events[event].stored = ChainTo(name);
       ++recording_.stores;
       if (done.durable) {
         ++recording_.strict;
-        weak_.erase(name);
+        for (const BlockName& durable : ChainTo(name)) weak_.erase(durable);
         Note(Event::Kind::kStrict, {}, 0);
-        recording_.events.back().durable = {name};
+        recording_.events.back().durable = ChainTo(name);
         continue;
       }
       if (options_.durability == DiskDurability::kBatch) {
@@ -204,7 +213,7 @@ class Workload {
   }
 
   void Note(Event::Kind kind, const BlockName& name, std::uint64_t version) {
-    recording_.events.push_back({trace_.size(), kind, name, version, false, {}});
+    recording_.events.push_back({trace_.size(), kind, name, version, {}, {}});
   }
 
   std::mt19937_64 random_;
@@ -273,7 +282,7 @@ class Replay {
     required_.insert(event.durable.begin(), event.durable.end());
     for (std::size_t i = next_ + 1; i < recording_.events.size(); ++i) {
       const Event& next = recording_.events[i];
-      if (next.stored) required_.erase(next.name);
+      for (const BlockName& name : next.stored) required_.erase(name);
       if (next.kind != Event::Kind::kSnapshot) continue;
       std::set<BlockName> both;
       const std::set<BlockName>& later = next.durable;
