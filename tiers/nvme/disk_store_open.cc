@@ -62,7 +62,7 @@ absl::Status DiskStore::OpenParts() {
   // With every list whole, each acknowledged delete is on one of the devices, and no catalog is
   // needed to say so.
   const bool may_discard = devices_.all_healthy() && found.gap.empty();
-  if (const absl::Status opened = OpenCatalog(may_discard); !opened.ok()) {
+  if (absl::Status opened = OpenCatalog(may_discard); !opened.ok()) {
     if (may_discard || !IsDeviceFailure(opened)) return opened;
     return absl::UnavailableError(
         absl::StrCat("not used while ", WhoMayKnowMore(found),
@@ -384,7 +384,7 @@ absl::StatusOr<DiskStore::FoundPurges> DiskStore::LoadPurges() {
 }
 
 std::string DiskStore::WhoMayKnowMore(const FoundPurges& found) const {
-  const std::string out = devices_.first_failure();
+  std::string out = devices_.first_failure();
   if (found.gap.empty()) return out;
   return absl::StrCat(out, out.empty() ? "" : ", and ", "the list of what was deleted on ",
                       found.gap, " is damaged in both copies");
