@@ -167,6 +167,10 @@ std::vector<ConfigEntry> NvmeEntries(DaemonConfig::Nvme& nvme) {
       {"nvme.write_timeout",
        ConfigEntry::Duration{&nvme.write_timeout, milliseconds(10), milliseconds(600000)},
        "How long a strict store waits for the disks; it is answered as not durable then."},
+      {"nvme.hang_timeout",
+       ConfigEntry::Duration{&nvme.hang_timeout, milliseconds(1000), milliseconds(3600000)},
+       "A disk that the kernel has had a request of for longer hangs: it is out of use until the "
+       "next start, and the others go on."},
       {"nvme.scrub_rate", ConfigEntry::Bytes{&nvme.scrub_bytes_per_second, 0, kTiB},
        "Bytes a second that are read in the background to find damage before it is asked for. "
        "0: none."},

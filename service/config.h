@@ -64,6 +64,7 @@ struct DaemonConfig {
     std::uint64_t write_budget_bytes_per_day = 0;  // 0: no limit
     std::uint64_t write_burst_bytes = 64 * kGiB;
     std::chrono::milliseconds write_timeout{10000};
+    std::chrono::milliseconds hang_timeout{30000};
     std::uint64_t scrub_bytes_per_second = 8 * kMiB;  // 0: off
     std::uint64_t write_back_bytes_max = 256 * kMiB;
     std::chrono::milliseconds read_timeout{5000};

@@ -37,6 +37,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kHousekeepingInterval(1000);
 constexpr std::chrono::milliseconds kDrainPollInterval(10);
+// What a disk that does not hang may take at the end for what it has been asked for.
+constexpr std::chrono::milliseconds kEndIoPatience(5000);
 
 tiers::HugePages HugePagesOf(const std::string& name) {
   if (name == "off") return tiers::HugePages::kOff;
@@ -90,6 +92,7 @@ tiers::TieredStoreOptions StoreOptions(const DaemonConfig& config) {
   disk.write_timeout = config.nvme.write_timeout;
   disk.scrub_bytes_per_second = config.nvme.scrub_bytes_per_second;
   disk.store.batch_interval = config.nvme.batch_interval;
+  disk.store.hang_timeout = config.nvme.hang_timeout;
   disk.write_back_bytes_max = config.nvme.write_back_bytes_max;
   disk.read_timeout = config.nvme.read_timeout;
   disk.promotion_bytes_max = config.nvme.promotion_bytes_max;
@@ -149,14 +152,7 @@ class DaemonImpl final : public Daemon {
         calls_(registry_, config.limits.concurrent_calls_max) {}
 
   ~DaemonImpl() override {
-    StopHousekeeping();
-    http_.reset();
-    if (grpc_) grpc_->Shutdown(std::chrono::milliseconds(0));
-    grpc_.reset();
-    if (store_) store_->LeaveMemory();
-    // Sessions hold leases, leases hold slots: they go before the store.
-    if (attach_) attach_->Stop();
-    if (tcp_session_) tcp_session_->FreeEverything();
+    StopServing();
     handlers_.reset();
     store_.reset();
   }
@@ -202,11 +198,28 @@ class DaemonImpl final : public Daemon {
     const bool drained = WaitForCallsAndLeases(deadline);
     const auto left =
         std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-    if (!store_->WriteBack(std::max(left, std::chrono::milliseconds(0)))) {
+    bool written = store_->WriteBack(std::max(left, std::chrono::milliseconds(0)));
+    io_left_ = store_->EndIo(kEndIoPatience);
+    // What a disk that hangs kept from being committed on the others.
+    if (!written && !io_left_.empty()) written = store_->WriteBack(kEndIoPatience);
+    if (!written) {
       spdlog::warn("nvme: {} blocks were not written back in time and are lost",
                    store_->GetStatus().disk.write_back_blocks);
     }
     return drained;
+  }
+
+  const std::string& io_left() const override { return io_left_; }
+
+  void StopServing() override {
+    StopHousekeeping();
+    http_.reset();
+    if (grpc_) grpc_->Shutdown(std::chrono::milliseconds(0));
+    grpc_.reset();
+    if (store_) store_->LeaveMemory();
+    // Sessions hold leases, leases hold slots: they go before the store.
+    if (attach_) attach_->Stop();
+    if (tcp_session_) tcp_session_->FreeEverything();
   }
 
   int http_port() const override { return http_ ? http_->port() : 0; }
@@ -336,6 +349,7 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<NodeMetrics> node_metrics_;
   std::unique_ptr<HttpServer> http_;
   std::atomic<bool> draining_ = false;
+  std::string io_left_;
 
   Mutex mu_;
   CondVar stop_changed_;

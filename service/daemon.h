@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,6 +30,12 @@ class Daemon {
   // Waits until no call is in progress and no lease is held, at most `timeout`. False: some still
   // were.
   virtual bool WaitUntilDrained(std::chrono::milliseconds timeout) = 0;
+
+  // After that: what disks that hang have not ended. Empty: nothing. Else the kernel may use the
+  // daemon's memory at any time: StopServing(), and end the process without destroying the daemon.
+  virtual const std::string& io_left() const = 0;
+  // No calls, sessions and pages any more.
+  virtual void StopServing() = 0;
 
   virtual int http_port() const = 0;  // 0: off
   virtual int tcp_port() const = 0;   // 0: off

@@ -52,6 +52,14 @@ int Serve(const DaemonConfig& config) {
   (*daemon)->BeginDrain();
   const bool drained = (*daemon)->WaitUntilDrained(config.drain_timeout);
   if (!drained) spdlog::warn("calls or leases are left after the drain time; ending all the same");
+  if (const std::string& left = (*daemon)->io_left(); !left.empty()) {
+    spdlog::error("ending without waiting for disks that hang: {}", left);
+    (*daemon)->StopServing();
+    StopLogging();
+    // No destructor frees memory that the kernel may still write to. It has the process, and with
+    // it the lock on the disk, until that is over.
+    _exit(kExitFailed);
+  }
   daemon->reset();
   spdlog::info("ended");
   StopLogging();

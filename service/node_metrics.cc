@@ -84,7 +84,7 @@ void AddDevices(const tiers::DiskStatus& disk, std::vector<MetricFamily>& famili
     families.push_back(std::move(family));
   };
   using Facts = tiers::DeviceFacts;
-  add(Family("kavern_nvme_device_healthy", "0: the device failed, and is out of use.",
+  add(Family("kavern_nvme_device_healthy", "0: the device failed or hangs, and is out of use.",
              MetricType::Gauge),
       [](const Facts& device) { return device.healthy ? 1 : 0; });
   add(Family("kavern_nvme_device_queued", "Requests that wait to be begun.", MetricType::Gauge),

@@ -22,6 +22,10 @@
 
 namespace kavern::tiers {
 
+// Of one read or write of a part. What is given up (DiskIo::given_up) has its memory in RAM until
+// it has ended, and is not waited for.
+enum class PartIo : std::uint8_t { kUnderWay, kGivenUp, kEnded };
+
 // A fetch or prefetch that waits for blocks to be read.
 struct TieredStore::Waiting {
   // Fixed.
@@ -59,9 +63,10 @@ struct TieredStore::Promotion {
   struct Slot {
     NamespaceStore::Pin pin;
     std::uint32_t part = 0;
+    PartIo io = PartIo::kUnderWay;
   };
-  std::vector<Slot> slots;  // of the parts that RAM lacks
-  std::size_t parts_left = 0;
+  std::vector<Slot> slots;     // of the parts that RAM lacks
+  std::size_t parts_left = 0;  // neither ended nor given up
   absl::Status status;
   struct Waiter {
     std::shared_ptr<Waiting> waiting;
@@ -93,11 +98,13 @@ struct TieredStore::WriteJob {
   std::vector<NamespaceStore::Pin> pins;
   std::vector<DiskStore::PartWrite> parts;
   std::vector<std::uint32_t> checksums;
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // that count as being written
   DiskDurability durability = DiskDurability::kBatch;
   UseSequence last_use = 0;
-  std::size_t writes_left = 0;
-  std::size_t parts_left = 0;  // that neither failed nor are durable
+  std::vector<PartIo> writes;   // by part
+  std::size_t writes_left = 0;  // that have not ended
+  std::size_t given_up = 0;     // of those
+  std::size_t parts_left = 0;   // that neither failed nor are durable
   absl::Status status;
   std::vector<std::shared_ptr<WriteJob>> followers;  // done, but for this block before them
   // Its catalog entry, or that of a block before it that it waited for, came after the last sync

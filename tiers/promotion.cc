@@ -126,17 +126,23 @@ void TieredStore::BeginPromotionLocked(const std::shared_ptr<Promotion>& promoti
   promotion->state = Promotion::State::kReading;
   --queued_promotions_;
   promotion->parts_left = promotion->slots.size();
-  for (const Promotion::Slot& slot : promotion->slots) {
+  for (std::size_t i = 0; i < promotion->slots.size(); ++i) {
+    const Promotion::Slot& slot = promotion->slots[i];
     const std::uint64_t slot_bytes = promotion->on_disk->slot_bytes[slot.part];
     promotion->bytes += slot_bytes;
     NamespaceStore& ns = *promotion->ns;
     const Extent extent = ns.group(ns.GroupOf(slot.part)).ExtentOf(slot.pin.slot);
     const std::span<std::byte> memory = extent.region->bytes().subspan(extent.offset, slot_bytes);
     // The one place where the tier is read for clients; promotion->for_fetch says how urgent it is.
-    outside->reads.push_back([this, promotion, part = slot.part, memory] {
+    outside->reads.push_back([this, promotion, i, part = slot.part, memory] {
+      DiskReadOptions options;
+      options.given_up = [this, promotion, i](absl::Status status) {
+        GiveUpRead(promotion, i, std::move(status));
+      };
       disk_store_->Read(
           promotion->disk.places[part], promotion->disk.parts[part], memory,
-          [this, promotion](absl::Status status) { EndRead(promotion, std::move(status)); });
+          [this, promotion, i](absl::Status status) { EndRead(promotion, i, std::move(status)); },
+          options);
     });
   }
   promoting_bytes_ += promotion->bytes;
@@ -175,16 +181,40 @@ absl::Status TieredStore::ReserveSlotsLocked(Promotion& promotion) {
   return status;
 }
 
-void TieredStore::EndRead(const std::shared_ptr<Promotion>& promotion, absl::Status status) {
+void TieredStore::EndRead(const std::shared_ptr<Promotion>& promotion, std::size_t slot,
+                          absl::Status status) {
   Outside outside;
   {
     MutexLock lock(mu_);
-    if (!status.ok() && promotion->status.ok()) promotion->status = std::move(status);
-    if (--promotion->parts_left > 0) return;
-    EndPromotionLocked(*promotion, &outside);
-    BeginPromotionsLocked(&outside);
+    Promotion::Slot& read = promotion->slots[slot];
+    if (std::exchange(read.io, PartIo::kEnded) == PartIo::kUnderWay) {
+      NoteReadLocked(*promotion, std::move(status), &outside);
+    } else if (promotion->state == Promotion::State::kEnded) {
+      promotion->ns->AbortWrite(read.pin, read.part);
+      SettleLocked(promotion->ns);
+    }
   }
   RunOutside(outside);
+}
+
+void TieredStore::GiveUpRead(const std::shared_ptr<Promotion>& promotion, std::size_t slot,
+                             absl::Status status) {
+  Outside outside;
+  {
+    MutexLock lock(mu_);
+    PartIo& io = promotion->slots[slot].io;
+    if (io == PartIo::kEnded) return;
+    io = PartIo::kGivenUp;
+    NoteReadLocked(*promotion, std::move(status), &outside);
+  }
+  RunOutside(outside);
+}
+
+void TieredStore::NoteReadLocked(Promotion& promotion, absl::Status status, Outside* outside) {
+  if (!status.ok() && promotion.status.ok()) promotion.status = std::move(status);
+  if (--promotion.parts_left > 0) return;
+  EndPromotionLocked(promotion, outside);
+  BeginPromotionsLocked(outside);
 }
 
 void TieredStore::EndPromotionLocked(Promotion& promotion, Outside* outside) {
@@ -194,6 +224,7 @@ void TieredStore::EndPromotionLocked(Promotion& promotion, Outside* outside) {
   promotion.state = Promotion::State::kEnded;
   promoting_bytes_ -= promotion.bytes;
   for (const Promotion::Slot& slot : promotion.slots) {
+    if (slot.io == PartIo::kGivenUp) continue;  // EndRead() lets go of it
     if (promotion.status.ok()) {
       ns->CommitWrite(slot.pin, slot.part, promotion.disk.parts[slot.part].checksum, now);
     } else {

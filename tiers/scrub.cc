@@ -1,6 +1,6 @@
 // What the scrubber does with the disk half of TieredStore.
 
-#include <future>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -30,13 +30,14 @@ std::uint64_t TieredStore::ScrubNext() {
   std::uint64_t bytes = 0;
   absl::Status wrong;
   for (std::size_t part = 0; part < pinned.parts.size(); ++part) {
-    const DiskPages memory(slot_bytes[part] / kDiskPage);
-    std::promise<absl::Status> read;
-    disk_store_->Read(pinned.places[part], pinned.parts[part], memory.all(),
-                      [&read](absl::Status status) { read.set_value(std::move(status)); },
-                      {.priority = IoPriority::kScrub});
-    if (absl::Status status = read.get_future().get(); !status.ok()) wrong = std::move(status);
-    bytes += memory.all().size();
+    const auto memory = std::make_shared<DiskPages>(slot_bytes[part] / kDiskPage);
+    Together read;
+    const auto done =
+        FirstOf([memory, one = read.Another()](absl::Status status) { one(std::move(status)); });
+    disk_store_->Read(pinned.places[part], pinned.parts[part], memory->all(), done,
+                      {.priority = IoPriority::kScrub, .given_up = done});
+    if (absl::Status status = read.Wait(); !status.ok()) wrong = std::move(status);
+    bytes += memory->all().size();
   }
   MutexLock lock(mu_);
   disk_index_->Unpin(*on_disk, pinned);

@@ -7,6 +7,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/copy_and_checksum.h"
 #include "base/named_thread.h"
 #include "base/status_macros.h"
@@ -531,6 +532,11 @@ std::uint64_t TieredStore::DirectoryGeneration(const WriteLease& lease) const {
 
 void TieredStore::LeaveMemory() {
   pool_->LeaveMemory();
+}
+
+std::string TieredStore::EndIo(std::chrono::milliseconds patience) {
+  if (disk_store_ == nullptr) return "";
+  return absl::StrJoin(disk_store_->EndIo(std::chrono::steady_clock::now() + patience), "; ");
 }
 
 void TieredStore::Housekeep() {

@@ -268,6 +268,11 @@ class TieredStore {
   // readable. Called before their sessions are ended.
   void LeaveMemory();
 
+  // The process is about to end: what the disks have been asked for is waited for, for at most
+  // `patience`. Empty: it has ended. Else which disks have some left: they hang, and their kernel
+  // may read and write the store's memory at any time. The store must not be destroyed then.
+  std::string EndIo(std::chrono::milliseconds patience);
+
   StoreStatus GetStatus() const;
   StoreCounters GetCounters() const;
   std::vector<NamespaceStatus> ListNamespaces() const;
@@ -394,7 +399,13 @@ class TieredStore {
   void BeginPromotionLocked(const std::shared_ptr<Promotion>& promotion, Outside* outside)
       KAVERN_REQUIRES(mu_);
   absl::Status ReserveSlotsLocked(Promotion& promotion) KAVERN_REQUIRES(mu_);
-  void EndRead(const std::shared_ptr<Promotion>& promotion, absl::Status status);
+  void EndRead(const std::shared_ptr<Promotion>& promotion, std::size_t slot, absl::Status status);
+  // Its device hangs: nobody waits for it any more, and its slot is not free before it ends.
+  void GiveUpRead(const std::shared_ptr<Promotion>& promotion, std::size_t slot,
+                  absl::Status status);
+  // One part less is waited for.
+  void NoteReadLocked(Promotion& promotion, absl::Status status, Outside* outside)
+      KAVERN_REQUIRES(mu_);
   void EndPromotionLocked(Promotion& promotion, Outside* outside) KAVERN_REQUIRES(mu_);
   void NotePromotedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
   void NoteFailedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
@@ -429,7 +440,13 @@ class TieredStore {
       KAVERN_REQUIRES(mu_);
   void RunWrite(const std::shared_ptr<WriteJob>& job);
   absl::Status PrepareWrite(const WriteJob& job);
-  void EndWritten(const std::shared_ptr<WriteJob>& job, const absl::Status& status);
+  void EndWritten(const std::shared_ptr<WriteJob>& job, std::size_t part,
+                  const absl::Status& status);
+  // Its device hangs: nobody waits for it any more, and the block stays pinned until it ends.
+  void GiveUpWrite(const std::shared_ptr<WriteJob>& job, std::size_t part,
+                   const absl::Status& status);
+  // What waits for nothing but devices that hang does not keep others from being written.
+  void UncountWriteLocked(WriteJob& job) KAVERN_REQUIRES(mu_);
   void EndDurable(const std::shared_ptr<WriteJob>& job, const absl::Status& status);
   // The job is done. It is finished after that of its parent, where that is under way: a child
   // without its parent would be the first to be evicted.

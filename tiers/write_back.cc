@@ -172,6 +172,7 @@ std::shared_ptr<TieredStore::WriteJob> TieredStore::BeginWriteLocked(
                           entry.durability});
     job->bytes += slot_bytes;
   }
+  job->writes.resize(job->parts.size(), PartIo::kUnderWay);
   job->writes_left = job->parts.size();
   job->parts_left = job->parts.size();
   writing_bytes_ += job->bytes;
@@ -211,10 +212,12 @@ absl::Status TieredStore::PrepareWrite(const WriteJob& job) {
 void TieredStore::RunWrite(const std::shared_ptr<WriteJob>& job) {
   const absl::Status ready = PrepareWrite(*job);
   if (ready.ok()) {
-    for (const DiskStore::PartWrite& part : job->parts) {
+    for (std::size_t part = 0; part < job->parts.size(); ++part) {
       disk_store_->Write(
-          part, [this, job](const absl::Status& ended) { EndWritten(job, ended); },
-          [this, job](const absl::Status& ended) { EndDurable(job, ended); });
+          job->parts[part],
+          [this, job, part](const absl::Status& ended) { EndWritten(job, part, ended); },
+          [this, job](const absl::Status& ended) { EndDurable(job, ended); },
+          [this, job, part](const absl::Status& why) { GiveUpWrite(job, part, why); });
     }
     return;
   }
@@ -233,23 +236,47 @@ void TieredStore::RunWrite(const std::shared_ptr<WriteJob>& job) {
   Make(calls);
 }
 
-void TieredStore::EndWritten(const std::shared_ptr<WriteJob>& job, const absl::Status& status) {
+void TieredStore::EndWritten(const std::shared_ptr<WriteJob>& job, std::size_t part,
+                             const absl::Status& status) {
   Calls calls;
   {
     MutexLock lock(mu_);
+    const bool given_up = std::exchange(job->writes[part], PartIo::kEnded) == PartIo::kGivenUp;
+    if (given_up) --job->given_up;
     if (--job->writes_left == 0) {
-      for (std::uint32_t part = 0; part < job->pins.size(); ++part) {
-        job->ns->UnpinRead(job->pins[part], job->ns->GroupOf(part));
+      for (std::uint32_t pin = 0; pin < job->pins.size(); ++pin) {
+        job->ns->UnpinRead(job->pins[pin], job->ns->GroupOf(pin));
       }
-      writing_bytes_ -= job->bytes;
-      mover_changed_.NotifyAll();
+      if (given_up) SettleLocked(job->ns);
     }
-    if (!status.ok()) {
+    UncountWriteLocked(*job);
+    if (!given_up && !status.ok()) {
       job->status = status;
       if (--job->parts_left == 0) EndJobLocked(job, &calls);
     }
   }
   Make(calls);
+}
+
+void TieredStore::GiveUpWrite(const std::shared_ptr<WriteJob>& job, std::size_t part,
+                              const absl::Status& status) {
+  Calls calls;
+  {
+    MutexLock lock(mu_);
+    if (job->writes[part] == PartIo::kEnded) return;
+    job->writes[part] = PartIo::kGivenUp;
+    ++job->given_up;
+    UncountWriteLocked(*job);
+    job->status = status;
+    if (--job->parts_left == 0) EndJobLocked(job, &calls);
+  }
+  Make(calls);
+}
+
+void TieredStore::UncountWriteLocked(WriteJob& job) {
+  if (job.writes_left > job.given_up) return;
+  writing_bytes_ -= std::exchange(job.bytes, 0);
+  mover_changed_.NotifyAll();
 }
 
 void TieredStore::EndDurable(const std::shared_ptr<WriteJob>& job, const absl::Status& status) {

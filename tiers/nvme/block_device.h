@@ -58,6 +58,9 @@ struct DiskIo {
   // DataLoss: the file ends too early. DeadlineExceeded, Cancelled: as above. ResourceExhausted:
   // the queue is full, or the system lacks memory or space.
   std::function<void(absl::Status)> done;
+  // What DiskDevices calls where the device hangs, once, perhaps beside `done`: nobody is to wait
+  // for that any more. The memory is the device's nonetheless until it is called.
+  std::function<void(absl::Status)> given_up = nullptr;
 
   std::uint64_t Bytes() const;
 };
@@ -65,6 +68,8 @@ struct DiskIo {
 struct BlockDeviceFacts {
   std::uint64_t queued = 0;     // requests that wait to be begun
   std::uint64_t in_flight = 0;  // that the kernel has
+  // When the first of those was begun; max: it has none.
+  SteadyTime first_begun = SteadyTime::max();
   // Since it was opened.
   std::uint64_t late = 0;       // ended after their deadline
   std::uint64_t expired = 0;    // not begun by their deadline
@@ -85,6 +90,10 @@ class BlockDevice {
   // Ends what bears `token` (not 0): as Cancelled what is queued, and what the kernel has where the
   // kernel can still be stopped, once it has stopped. Returns without waiting for either.
   virtual void Cancel(std::uint64_t /*token*/) {}
+
+  // The device hangs, and is not used any more. Ends as Cancelled what is queued, and whoever is in
+  // UnregisterMemory() waits no longer. What the kernel has ends when the kernel says so.
+  virtual void GiveUp() {}
 
   // I/O of this memory costs less from some moment after this call on, where the device can do
   // that. Returns at once. The memory, whole pages, stays mapped until UnregisterMemory() or the

@@ -12,6 +12,8 @@ namespace {
 
 // Entries of one batch of the catalog.
 constexpr std::size_t kBatchMax = 4096;
+// Between two looks at whether a device hangs.
+constexpr std::chrono::milliseconds kWatchInterval(1000);
 
 }  // namespace
 
@@ -31,14 +33,49 @@ DiskStore::~DiskStore() {
 }
 
 void DiskStore::Stop() {
-  if (!committer_.joinable()) return;
-  {
-    MutexLock lock(mu_);
-    while (io_under_way_ > 0) changed_.Wait(mu_);
-    stop_ = true;
-    changed_.NotifyAll();
+  if (committer_.joinable()) {
+    {
+      MutexLock lock(mu_);
+      while (io_under_way_ > 0) changed_.Wait(mu_);
+      stop_ = true;
+      changed_.NotifyAll();
+    }
+    committer_.join();
   }
-  committer_.join();
+  if (watcher_.joinable()) {
+    {
+      MutexLock lock(mu_);
+      stop_watching_ = true;
+      watch_changed_.NotifyAll();
+    }
+    watcher_.join();
+  }
+}
+
+std::vector<std::string> DiskStore::EndIo(std::chrono::steady_clock::time_point deadline) {
+  std::vector<std::string> left = devices_.EndIo(deadline);
+  if (!left.empty()) return left;
+  MutexLock lock(mu_);
+  const std::uint64_t batch = batches_;
+  const auto at_it = [&] { return committing_ && batches_ == batch; };
+  while (at_it() && changed_.WaitUntil(mu_, deadline)) {
+  }
+  if (at_it()) left.push_back(options_.catalog_path + ": a write to the catalog has not ended");
+  return left;
+}
+
+void DiskStore::WatchLoop() {
+  const auto interval = std::min(kWatchInterval, options_.hang_timeout / 4);
+  for (;;) {
+    {
+      const auto until = std::chrono::steady_clock::now() + interval;
+      MutexLock lock(mu_);
+      while (!stop_watching_ && watch_changed_.WaitUntil(mu_, until)) {
+      }
+      if (stop_watching_) return;
+    }
+    devices_.TakeOutWhatHangs(options_.clock->Now(), options_.hang_timeout);
+  }
 }
 
 bool DiskStore::CommitsAtOnce() const {
@@ -63,6 +100,7 @@ void DiskStore::CommitLoop() {
       strict_written_ = 0;
       syncs.swap(syncs_);
       purges.swap(purges_);
+      committing_ = true;
     }
     CommitBatch(std::move(batch), std::move(syncs));
     for (PurgeRequest& purge : purges) {
@@ -70,6 +108,10 @@ void DiskStore::CommitLoop() {
       absl::Status status = WritePurges();
       purge.done(std::move(status));
     }
+    MutexLock lock(mu_);
+    committing_ = false;
+    ++batches_;
+    changed_.NotifyAll();
   }
 }
 

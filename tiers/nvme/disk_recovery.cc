@@ -29,39 +29,44 @@ std::uint64_t SegmentKey(SegmentId id) {
 std::vector<DiskIndex::NewSegment> DiskStore::ReadSegments(std::uint32_t device,
                                                            std::vector<SegmentId>* unreadable) {
   const std::uint32_t count = segment_counts()[device];
-  const DiskPages pages(count);
-  std::vector<absl::Status> ends(count);
-  Together reads;
+  std::vector<std::uint64_t> offsets;
   for (std::uint32_t segment = 0; segment < count; ++segment) {
-    devices_.Submit(
-        device, {.op = DiskIo::Op::kRead,
-                 .offset = disk::SegmentOffset(options_.segment_bytes, segment),
-                 .pieces = {pages.page(segment)},
-                 .done = [end = &ends[segment], one = reads.Another()](const absl::Status& status) {
-                   *end = status;
-                   one(status);
-                 }});
+    offsets.push_back(disk::SegmentOffset(options_.segment_bytes, segment));
   }
-  reads.Wait().IgnoreError();
-  for (std::uint32_t segment = 0; segment < count; ++segment) {
-    if (ends[segment].ok()) continue;
-    if (ReadAgain(device, disk::SegmentOffset(options_.segment_bytes, segment),
-                  pages.page(segment))) {
-      continue;
-    }
-    const auto page = pages.page(segment);
-    std::fill(page.begin(), page.end(), std::byte{0});
-    unreadable->push_back({device, segment});
-  }
+  const std::shared_ptr<const PagesRead> read = ReadEach(device, offsets);
   std::vector<DiskIndex::NewSegment> found;
   for (std::uint32_t segment = 0; segment < count; ++segment) {
-    const auto header = disk::ParseSegment(pages.page(segment));
+    const DiskPages again(1);
+    const bool at_once = read->ends[segment].ok();
+    if (!at_once && !ReadAgain(device, offsets[segment], again.all())) {
+      unreadable->push_back({device, segment});
+      continue;
+    }
+    const auto header = disk::ParseSegment(at_once ? read->pages.page(segment) : again.all());
     if (header.ok() && header->store == uuid_ && header->device == device &&
         header->segment == segment) {
       found.push_back({{device, segment}, header->slot_bytes, header->epoch});
     }
   }
   return found;
+}
+
+std::shared_ptr<const DiskStore::PagesRead> DiskStore::ReadEach(
+    std::uint32_t device, std::span<const std::uint64_t> offsets) {
+  auto read = std::make_shared<PagesRead>(offsets.size());
+  Together all;
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    devices_.SubmitOwned(device,
+                         {.op = DiskIo::Op::kRead,
+                          .offset = offsets[i],
+                          .pieces = {read->pages.page(i)},
+                          .done = [read, i, one = all.Another()](const absl::Status& status) {
+                            read->ends[i] = status;
+                            one(status);
+                          }});
+  }
+  all.Wait().IgnoreError();
+  return read;
 }
 
 bool DiskStore::ReadAgain(std::uint32_t device, std::uint64_t offset, std::span<std::byte> page) {
@@ -200,24 +205,19 @@ absl::Status DiskStore::ScanHeaders(const std::vector<DiskIndex::NewSegment>& se
                                     Recovery* recovery) {
   for (const DiskIndex::NewSegment& segment : segments) {
     const std::uint32_t slots = disk::SlotsPerSegment(options_.segment_bytes, segment.slot_bytes);
-    const DiskPages pages(slots);
-    Together reads;
+    std::vector<std::uint64_t> offsets;
     for (std::uint32_t position = 0; position < slots; ++position) {
-      devices_.Submit(segment.id.device,
-                      {.op = DiskIo::Op::kRead,
-                       .offset = disk::SlotOffset(options_.segment_bytes, segment.id.segment,
-                                                  segment.slot_bytes, position),
-                       .pieces = {pages.page(position)},
-                       .done = reads.Another()});
+      offsets.push_back(disk::SlotOffset(options_.segment_bytes, segment.id.segment,
+                                         segment.slot_bytes, position));
     }
-    reads.Wait().IgnoreError();  // what cannot be read is lost
+    const std::shared_ptr<const PagesRead> read = ReadEach(segment.id.device, offsets);
     std::vector<Catalog::Change> changes;
     locked([&] {
       for (std::uint32_t position = 0; position < slots; ++position) {
-        const auto header = disk::ParseSlot(pages.page(position));
+        if (!read->ends[position].ok()) continue;  // what cannot be read is lost
+        const auto header = disk::ParseSlot(read->pages.page(position));
         if (!header.ok()) continue;
-        const std::uint64_t offset = disk::SlotOffset(options_.segment_bytes, segment.id.segment,
-                                                      segment.slot_bytes, position);
+        const std::uint64_t offset = offsets[position];
         if (header->offset == offset && Adopt(segment.id.device, *header, index, recovery)) {
           changes.push_back({segment.id.device, offset, false, *header});
         }

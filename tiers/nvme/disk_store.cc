@@ -1,8 +1,5 @@
 #include "tiers/nvme/disk_store.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,17 +17,6 @@ bool HoldsPayload(const disk::SlotHeader& header, const DiskPart& part,
 }
 
 }  // namespace
-
-void DiskPages::Free::operator()(std::byte* data) const {
-  std::free(data);  // NOLINT(cppcoreguidelines-no-malloc): what aligned_alloc gave
-}
-
-DiskPages::DiskPages(std::size_t pages)
-    : data_(static_cast<std::byte*>(std::aligned_alloc(kDiskPage, pages * kDiskPage))),
-      size_(pages * kDiskPage) {
-  if (data_ == nullptr) throw std::bad_alloc();
-  std::memset(data_.get(), 0, size_);
-}
 
 std::uint64_t DiskStore::OffsetOf(const DiskPlace& place) const {
   return disk::SlotOffset(options_.segment_bytes, place.segment.segment, place.slot_bytes,
@@ -73,7 +59,7 @@ void DiskStore::BeginHeader(const DiskIndex::NewSegment& segment, Done done) {
     done(std::move(status));
   };
   if (!Empties(segment)) {
-    SubmitCounted(device, std::move(write));
+    SubmitOwned(device, std::move(write));
     return;
   }
   DiskIo discard;
@@ -82,8 +68,8 @@ void DiskStore::BeginHeader(const DiskIndex::NewSegment& segment, Done done) {
   discard.offset = offset;
   discard.discard_bytes = options_.segment_bytes;
   // Whether it knows how to or not: the header voids what was there.
-  discard.done = [this, device, write](const absl::Status&) { SubmitCounted(device, write); };
-  SubmitCounted(device, std::move(discard));
+  discard.done = [this, device, write](const absl::Status&) { SubmitOwned(device, write); };
+  SubmitOwned(device, std::move(discard));
 }
 
 void DiskStore::EndHeader(SegmentId id, std::uint64_t epoch, const absl::Status& status) {
@@ -136,7 +122,7 @@ void DiskStore::AddWrittenLocked(Written written) {
   changed_.NotifyAll();
 }
 
-void DiskStore::Write(const PartWrite& write, Done written, Done durable) {
+void DiskStore::Write(const PartWrite& write, Done written, Done durable, Done given_up) {
   disk::SlotHeader header = {};
   header.epoch = write.place.epoch;
   header.offset = OffsetOf(write.place);
@@ -169,7 +155,8 @@ void DiskStore::Write(const PartWrite& write, Done written, Done durable) {
                          .priority = IoPriority::kWriteBack,
                          .offset = header.offset,
                          .pieces = {page->all(), write.payload},
-                         .done = std::move(done)});
+                         .done = std::move(done),
+                         .given_up = std::move(given_up)});
 }
 
 void DiskStore::Read(const DiskPlace& place, const DiskPart& part, std::span<std::byte> payload,
@@ -205,7 +192,8 @@ void DiskStore::Read(const DiskPlace& place, const DiskPart& part, std::span<std
                                        .pieces = {page->all(), payload},
                                        .deadline = options.deadline,
                                        .token = options.token,
-                                       .done = std::move(check)});
+                                       .done = std::move(check),
+                                       .given_up = options.given_up});
 }
 
 void DiskStore::Purge(const NamespaceFingerprint& fingerprint, std::span<const DiskPlace> places,
@@ -240,17 +228,26 @@ void DiskStore::Hurry(bool begin) {
 }
 
 void DiskStore::SubmitCounted(std::uint32_t device, DiskIo io) {
+  io.done = Counted(std::move(io.done));
+  devices_.Submit(device, std::move(io));
+}
+
+void DiskStore::SubmitOwned(std::uint32_t device, DiskIo io) {
+  io.done = Counted(std::move(io.done));
+  devices_.SubmitOwned(device, std::move(io));
+}
+
+std::function<void(absl::Status)> DiskStore::Counted(std::function<void(absl::Status)> done) {
   {
     MutexLock lock(mu_);
     ++io_under_way_;
   }
-  io.done = [this, done = std::move(io.done)](absl::Status status) {
+  return [this, done = std::move(done)](absl::Status status) {
     done(std::move(status));
     MutexLock lock(mu_);
     --io_under_way_;
     changed_.NotifyAll();
   };
-  devices_.Submit(device, std::move(io));
 }
 
 // ---- Facts ----

@@ -27,6 +27,7 @@
 #include "tiers/nvme/disk_devices.h"
 #include "tiers/nvme/disk_format.h"
 #include "tiers/nvme/disk_index.h"
+#include "tiers/nvme/disk_pages.h"
 #include "tiers/nvme/disk_part.h"
 #include "tiers/nvme/purge_list.h"
 
@@ -55,6 +56,8 @@ struct DiskStoreOptions {
   const Clock* clock = &Clock::System();          // of deadlines
   // How long parts wait for others to share a flush, unless one of them is kStrict.
   std::chrono::milliseconds batch_interval{100};
+  // A device with a request in flight for longer is out of use like one that failed.
+  std::chrono::milliseconds hang_timeout{30000};
   // The seams for tests: devices, and the catalog's files (nullptr: those of the system).
   std::function<absl::StatusOr<std::unique_ptr<BlockDevice>>(const BlockDeviceOptions&)> open =
       OpenBlockDevice;
@@ -65,21 +68,8 @@ struct DiskReadOptions {
   IoPriority priority = IoPriority::kFetch;
   SteadyTime deadline = SteadyTime::max();  // as DiskIo has it
   std::uint64_t token = 0;                  // for DiskStore::Cancel(); 0: none
-};
-
-// Memory for structures on their way to and from disk, page-aligned.
-class DiskPages {
- public:
-  explicit DiskPages(std::size_t pages);
-  std::span<std::byte> all() const { return {data_.get(), size_}; }
-  std::span<std::byte> page(std::size_t i) const { return all().subspan(i * kDiskPage, kDiskPage); }
-
- private:
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  std::size_t size_;
+  // As DiskIo has it.
+  std::function<void(absl::Status)> given_up = nullptr;
 };
 
 // Thread-safe. Callbacks run in its threads, or in the call that named them where the device is out
@@ -97,11 +87,15 @@ class DiskStore {
   // or of another format, a catalog that is not this store's; InvalidArgument: sizes. Nothing is
   // overwritten then.
   static absl::StatusOr<std::unique_ptr<DiskStore>> Open(DiskStoreOptions options);
-  // Everything under way ends first; what is written is committed.
+  // Everything under way ends first, also on a device that hangs; what is written is committed.
   ~DiskStore();
   // The same, while it can still be called back into. Nothing else may be called afterwards but
   // Forget().
   void Stop();
+  // Before the process ends: waits until `deadline` for what was under way when it was called. The
+  // devices that have some left then hang. Returns a sentence for each; none: the store can be
+  // destroyed. Else memory that was lent to it is the kernel's for an unknown time.
+  std::vector<std::string> EndIo(std::chrono::steady_clock::time_point deadline);
   DiskStore(const DiskStore&) = delete;
   DiskStore& operator=(const DiskStore&) = delete;
 
@@ -135,14 +129,15 @@ class DiskStore {
   }
   // Writes header and payload; `payload` is whole pages, at least part.payload_bytes, and is the
   // store's until `written`. `durable` follows `written` once the part is as durable as it asks
-  // for, and in the catalog; after a failed `written` it is not called.
+  // for, and in the catalog; after a failed `written` it is not called. `given_up` is DiskIo's: the
+  // payload is the store's still, and a failed `written` follows when it is not any more.
   struct PartWrite {
     DiskPlace place;
     DiskPart part;
     std::span<std::byte> payload;
     DiskDurability durability = DiskDurability::kBatch;
   };
-  void Write(const PartWrite& write, Done written, Done durable);
+  void Write(const PartWrite& write, Done written, Done durable, Done given_up);
   // Reads and verifies. DataLoss: the payload is not what it must be. NotFound: the slot is another
   // block's by now. part.payload_bytes may be 0: what the slot's header says.
   void Read(const DiskPlace& place, const DiskPart& part, std::span<std::byte> payload, Done done,
@@ -261,6 +256,15 @@ class DiskStore {
   // Reads pages, and where that fails each by itself; what cannot be read is zeros. False: some
   // could not.
   bool ReadPages(std::uint32_t device, std::uint64_t offset, std::span<std::byte> pages);
+  // Pages of one device, and how the reading of each has ended: those of a device that hangs are
+  // the kernel's still, and nobody looks at what was not read.
+  struct PagesRead {
+    explicit PagesRead(std::size_t count) : pages(count), ends(count) {}
+    const DiskPages pages;
+    std::vector<absl::Status> ends;
+  };
+  std::shared_ptr<const PagesRead> ReadEach(std::uint32_t device,
+                                            std::span<const std::uint64_t> offsets);
   // `unreadable`: whose header could not be read in kSegmentTries.
   std::vector<DiskIndex::NewSegment> ReadSegments(std::uint32_t device,
                                                   std::vector<SegmentId>* unreadable);
@@ -280,6 +284,10 @@ class DiskStore {
   std::uint64_t OffsetOf(const DiskPlace& place) const;
 
   void SubmitCounted(std::uint32_t device, DiskIo io);
+  // DiskDevices::SubmitOwned, counted until `done` is called.
+  void SubmitOwned(std::uint32_t device, DiskIo io);
+  std::function<void(absl::Status)> Counted(std::function<void(absl::Status)> done);
+  void WatchLoop();
   void CommitLoop();
   bool CommitsAtOnce() const KAVERN_REQUIRES(mu_);
   void CommitBatch(std::vector<Written> batch, std::vector<Done> syncs);
@@ -336,8 +344,13 @@ class DiskStore {
   std::uint64_t io_under_way_ KAVERN_GUARDED_BY(mu_) = 0;  // whose callbacks use this object
   std::uint64_t hurries_ KAVERN_GUARDED_BY(mu_) = 0;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
+  bool committing_ KAVERN_GUARDED_BY(mu_) = false;  // the committer is at a batch
+  std::uint64_t batches_ KAVERN_GUARDED_BY(mu_) = 0;
+  CondVar watch_changed_;
+  bool stop_watching_ KAVERN_GUARDED_BY(mu_) = false;
   // The committer's own, after Open.
   PurgeList purged_;
+  std::thread watcher_;
   std::thread committer_;
 };
 

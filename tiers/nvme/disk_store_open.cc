@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<DiskStore>> DiskStore::Open(DiskStoreOptions opti
     }
   }
   std::unique_ptr<DiskStore> store(new DiskStore(std::move(options)));
+  store->watcher_ = NamedThread("disk-watch", [raw = store.get()] { raw->WatchLoop(); });
   if (absl::Status opened = store->OpenParts(); !opened.ok()) {
     // Without its disks the daemon serves from RAM; a mistake is for a person to set right.
     if (!IsDeviceFailure(opened)) return opened;
@@ -312,13 +313,15 @@ absl::Status DiskStore::FormatDevice(std::uint32_t device) {
     disk::WritePage(none, front.page(first + i));
   }
   KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kWrite, 0, front.all()));
-  const DiskPages zero(1);
+  const auto zero = std::make_shared<DiskPages>(1);
   Together headers;
   for (std::uint64_t segment = 0; segment < segment_counts()[device]; ++segment) {
-    devices_.Submit(device, {.op = DiskIo::Op::kWrite,
-                             .offset = disk::SegmentOffset(options_.segment_bytes, segment),
-                             .pieces = {zero.all()},
-                             .done = headers.Another()});
+    devices_.SubmitOwned(device, {.op = DiskIo::Op::kWrite,
+                                  .offset = disk::SegmentOffset(options_.segment_bytes, segment),
+                                  .pieces = {zero->all()},
+                                  .done = [zero, one = headers.Another()](absl::Status status) {
+                                    one(std::move(status));
+                                  }});
   }
   KAVERN_RETURN_IF_ERROR(headers.Wait());
   KAVERN_RETURN_IF_ERROR(Run(device, DiskIo::Op::kFlush, 0, {}));

@@ -104,6 +104,11 @@ void IoQueue::Cancel(std::uint64_t token) {
         absl::CancelledError(absl::StrCat(path_, ": cancelled")), &counts_.cancelled);
 }
 
+void IoQueue::CancelAll() {
+  EndIf([](const DiskIo&) { return true; },
+        absl::CancelledError(absl::StrCat(path_, ": the device hangs")), &counts_.cancelled);
+}
+
 void IoQueue::Tell(std::vector<Ended> ended) {
   for (Ended& one : ended) one.io.done(std::move(one.status));
 }

@@ -33,6 +33,8 @@ class IoQueue {
   void Expire(SteadyTime now);
   // Ends what bears the token.
   void Cancel(std::uint64_t token);
+  // Ends everything, as Cancelled.
+  void CancelAll();
 
   // What ended without being begun, to be told once the lock is let go. The memory of `io` is its
   // owner's from then on.

@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/container/btree_set.h"
 #include "base/mutex.h"
 #include "base/named_thread.h"
 #include "tiers/nvme/block_device.h"
@@ -62,6 +63,12 @@ class ThreadDevice final : public BlockDevice {
     to_tell_.NotifyAll();
   }
 
+  void GiveUp() override {
+    MutexLock lock(mu_);
+    queue_.CancelAll();
+    to_tell_.NotifyAll();
+  }
+
   std::uint64_t size_bytes() const override { return size_bytes_; }
   std::string_view method() const override { return "threads"; }
 
@@ -69,7 +76,8 @@ class ThreadDevice final : public BlockDevice {
     MutexLock lock(mu_);
     BlockDeviceFacts facts;
     facts.queued = queue_.size();
-    facts.in_flight = in_flight_;
+    facts.in_flight = begun_.size();
+    if (!begun_.empty()) facts.first_begun = *begun_.begin();
     facts.late = late_;
     facts.expired = queue_.counts().expired;
     facts.cancelled = queue_.counts().cancelled;
@@ -81,6 +89,7 @@ class ThreadDevice final : public BlockDevice {
   void Loop() {
     for (;;) {
       std::optional<DiskIo> io;
+      SteadyTime begun;
       {
         MutexLock lock(mu_);
         for (;;) {
@@ -93,12 +102,13 @@ class ThreadDevice final : public BlockDevice {
           }
           changed_.Wait(mu_);
         }
-        ++in_flight_;
+        begun = clock_.Now();
+        begun_.insert(begun);
       }
       absl::Status status = Run(*io);
       {
         MutexLock lock(mu_);
-        --in_flight_;
+        begun_.erase(begun_.find(begun));
         if (io->deadline != SteadyTime::max() && clock_.Now() >= io->deadline) ++late_;
       }
       io->done(std::move(status));
@@ -181,7 +191,7 @@ class ThreadDevice final : public BlockDevice {
   CondVar to_tell_;
   IoQueue queue_ KAVERN_GUARDED_BY(mu_);
   SteadyTime teller_waits_until_ KAVERN_GUARDED_BY(mu_) = SteadyTime::min();
-  std::uint64_t in_flight_ KAVERN_GUARDED_BY(mu_) = 0;
+  absl::btree_multiset<SteadyTime> begun_ KAVERN_GUARDED_BY(mu_);  // when, of what is in flight
   std::uint64_t late_ KAVERN_GUARDED_BY(mu_) = 0;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;

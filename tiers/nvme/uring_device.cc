@@ -15,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_set.h"
 #include "base/mutex.h"
 #include "base/named_thread.h"
@@ -100,11 +101,20 @@ class UringDevice final : public BlockDevice {
   }
 
   void UnregisterMemory(std::span<std::byte> memory) override {
-    bool gone = false;
+    // Shared with the thread, which may be stuck in the kernel when nobody waits any more.
+    const auto gone = std::make_shared<bool>(false);
     MutexLock lock(mu_);
-    registrations_.push_back({memory, &gone});
+    registrations_.push_back({memory, gone});
     if (sleeps_) Wake();
-    while (!gone) unregistered_.Wait(mu_);
+    while (!*gone && !given_up_) unregistered_.Wait(mu_);
+  }
+
+  void GiveUp() override {
+    MutexLock lock(mu_);
+    given_up_ = true;
+    unregistered_.NotifyAll();
+    queue_.CancelAll();
+    if (sleeps_) Wake();
   }
 
   std::uint64_t size_bytes() const override { return options_.size_bytes; }
@@ -114,7 +124,8 @@ class UringDevice final : public BlockDevice {
     MutexLock lock(mu_);
     BlockDeviceFacts facts;
     facts.queued = queue_.size();
-    facts.in_flight = in_flight_;
+    facts.in_flight = begun_.size();
+    if (!begun_.empty()) facts.first_begun = *begun_.begin();
     facts.late = late_;
     facts.expired = queue_.counts().expired;
     facts.cancelled = queue_.counts().cancelled + cancelled_;
@@ -135,6 +146,7 @@ class UringDevice final : public BlockDevice {
   // One that the kernel has.
   struct Request {
     DiskIo io;
+    SteadyTime begun;
     std::vector<Part> parts;
     std::size_t parts_left = 0;
     absl::Status status;
@@ -142,12 +154,13 @@ class UringDevice final : public BlockDevice {
   };
   struct Registration {
     std::span<std::byte> memory;
-    bool* gone = nullptr;  // nullptr: it comes
+    std::shared_ptr<bool> gone;  // nullptr: it comes
   };
   // What there is to do before the next wait.
   struct Turn {
     std::vector<Registration> registrations;
     std::vector<DiskIo> begun;
+    SteadyTime now;
     std::vector<std::uint64_t> cancels;
     std::vector<IoQueue::Ended> ended;
     SteadyTime next_deadline = SteadyTime::max();
@@ -195,7 +208,7 @@ class UringDevice final : public BlockDevice {
       Turn turn = TakeTurn();
       IoQueue::Tell(std::move(turn.ended));
       for (const Registration& registration : turn.registrations) Register(registration);
-      BeginAll(std::move(turn.begun));
+      BeginAll(std::move(turn.begun), turn.now);
       for (const std::uint64_t token : turn.cancels) CancelInFlight(token);
       if (turn.stop) break;
       if (ended_.empty()) {
@@ -213,20 +226,21 @@ class UringDevice final : public BlockDevice {
 
   Turn TakeTurn() {
     Turn turn;
+    turn.now = options_.clock->Now();
     MutexLock lock(mu_);
-    if (queue_.next_deadline() != SteadyTime::max()) queue_.Expire(options_.clock->Now());
-    while (in_flight_ < depth_) {
+    if (queue_.next_deadline() != SteadyTime::max()) queue_.Expire(turn.now);
+    while (begun_.size() < depth_) {
       std::optional<DiskIo> io = queue_.Pop();
       if (!io.has_value()) break;
       turn.begun.push_back(*std::move(io));
-      ++in_flight_;
+      begun_.insert(turn.now);
     }
     turn.ended = queue_.TakeEnded();
     turn.next_deadline = queue_.next_deadline();
     turn.registrations.swap(registrations_);
     turn.cancels.swap(cancels_);
     // What leaves then has nothing in flight, and is gone before the loop ends.
-    turn.stop = stop_ && in_flight_ == 0 && ended_.empty();
+    turn.stop = stop_ && begun_.empty() && ended_.empty();
     sleeps_ = ended_.empty();
     return turn;
   }
@@ -268,21 +282,22 @@ class UringDevice final : public BlockDevice {
 
   // The kernel takes its time over large requests, and a disk that has ended all it had waits
   // meanwhile: it gets the first of them before the last are prepared.
-  void BeginAll(std::vector<DiskIo> all) {
+  void BeginAll(std::vector<DiskIo> all, SteadyTime now) {
     std::uint64_t bytes = 0;
     for (DiskIo& io : all) {
       bytes += io.Bytes();
-      Begin(std::move(io));
+      Begin(std::move(io), now);
       if (bytes < kSubmittedBytesAtATime) continue;
       Check(io_uring_submit(&ring_));
       bytes = 0;
     }
   }
 
-  void Begin(DiskIo io) {
+  void Begin(DiskIo io, SteadyTime now) {
     // Owned by requests_, and by the kernel's user data, until it is reaped.
     auto* request = new Request;
     request->io = std::move(io);
+    request->begun = now;
     Split(*request);
     request->parts_left = request->parts.size();
     if (request->io.token != 0) cancellable_.insert(request);
@@ -401,7 +416,7 @@ class UringDevice final : public BlockDevice {
     const DiskIo& io = ended->io;
     const bool late = io.deadline != SteadyTime::max() && options_.clock->Now() >= io.deadline;
     MutexLock lock(mu_);
-    --in_flight_;
+    begun_.erase(begun_.find(ended->begun));
     late_ += late ? 1 : 0;
     cancelled_ += absl::IsCancelled(ended->status) ? 1 : 0;
   }
@@ -455,13 +470,14 @@ class UringDevice final : public BlockDevice {
   IoQueue queue_ KAVERN_GUARDED_BY(mu_);
   std::vector<std::uint64_t> cancels_ KAVERN_GUARDED_BY(mu_);
   std::vector<Registration> registrations_ KAVERN_GUARDED_BY(mu_);
-  std::size_t in_flight_ KAVERN_GUARDED_BY(mu_) = 0;
+  absl::btree_multiset<SteadyTime> begun_ KAVERN_GUARDED_BY(mu_);  // when, of what is in flight
   std::uint64_t late_ KAVERN_GUARDED_BY(mu_) = 0;
   std::uint64_t cancelled_ KAVERN_GUARDED_BY(mu_) = 0;
   std::uint64_t registered_bytes_ KAVERN_GUARDED_BY(mu_) = 0;
   std::string registration_refusal_ KAVERN_GUARDED_BY(mu_);
   bool sleeps_ KAVERN_GUARDED_BY(mu_) = false;  // or is about to
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
+  bool given_up_ KAVERN_GUARDED_BY(mu_) = false;
 
   // The thread's own.
   io_uring ring_ = {};

@@ -487,6 +487,22 @@ TEST_P(BlockDeviceTest, ErrorsNameThePath) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(options_.path));
 }
 
+TEST_P(BlockDeviceTest, WhatIsQueuedWhereItHangsIsCancelled) {
+  options_.depth = 1;
+  const auto device = Open();
+  const DiskPages pages(1);
+  Hold(*device);
+  while (device->facts().queued > 0) std::this_thread::yield();
+  Outcome queued;
+  DiskIo io = Write(0, {pages.all()});
+  io.done = queued.Done();
+  device->Submit(std::move(io));
+  device->GiveUp();
+  Release();
+  EXPECT_TRUE(absl::IsCancelled(queued.Get()));
+  EXPECT_EQ(device->facts().first_begun, SteadyTime::max());
+}
+
 TEST_P(BlockDeviceTest, ItsEndWaitsForAllThatWasSubmitted) {
   auto device = Open();
   const DiskPages pages(64);
@@ -733,6 +749,33 @@ TEST_F(SilentDiskTest, WhatTheKernelHasCanBeCancelled) {
   EXPECT_TRUE(absl::IsCancelled(begun.Get()));
   EXPECT_EQ(device_->facts().in_flight, 0U);
   EXPECT_EQ(device_->facts().cancelled, 1U);
+}
+
+TEST_F(SilentDiskTest, ADiskThatHangsSaysSinceWhenAndKeepsNobodyWaiting) {
+  const auto region = Region::Create(1, 16 * kDiskPage, HugePages::kOff, nullptr).value();
+  ASSERT_TRUE(region->Populate(0, region->size_bytes()).ok());
+  device_->RegisterMemory(region->bytes());
+  const DiskPages pages(1);
+  EXPECT_EQ(device_->facts().first_begun, SteadyTime::max());
+  Outcome begun;
+  Outcome queued;
+  const SteadyTime since = clock_.Now();
+  DiskIo io = Read(0, {region->bytes().first(kDiskPage)});
+  io.done = begun.Done();
+  device_->Submit(std::move(io));
+  WaitUntilInFlight();
+  clock_.Advance(std::chrono::seconds(9));
+  SubmitRead(queued, pages, SteadyTime::max());
+  EXPECT_EQ(device_->facts().first_begun, since);
+  std::thread unregistering([&] { device_->UnregisterMemory(region->bytes()); });
+  device_->GiveUp();
+  EXPECT_TRUE(absl::IsCancelled(queued.Get()));
+  unregistering.join();
+  EXPECT_FALSE(begun.ended());
+  EXPECT_EQ(device_->facts().in_flight, 1U);
+  Answer(pages.all());
+  EXPECT_TRUE(begun.Get().ok());
+  EXPECT_EQ(device_->facts().first_begun, SteadyTime::max());
 }
 
 TEST_F(SilentDiskTest, MemoryInFlightStaysRegisteredUntilItsIoEnds) {
