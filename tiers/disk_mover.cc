@@ -57,8 +57,13 @@ void TieredStore::MoverLoop() {
       for (;;) {
         const SteadyTime now = options_.clock->Now();
         ExpireCommitsLocked(now, &calls);
+        const absl::Status refusal = WriteRefusalLocked();
+        if (!refusal.ok()) {
+          SettleAllDurableLocked(std::string(refusal.message()), &calls);
+          idle_changed_.NotifyAll();
+        }
         if (stop_ || !calls.empty()) break;
-        if (disk_failure_.ok() && writing_bytes_ < disk_options_.write_back_bytes_max) {
+        if (refusal.ok() && writing_bytes_ < disk_options_.write_back_bytes_max) {
           job = NextWriteLocked(now, &calls);
           if (job != nullptr || !calls.empty()) break;
           idle_changed_.NotifyAll();
@@ -82,7 +87,7 @@ void TieredStore::MoverSleepLocked(SteadyTime now) {
     if (time.has_value() && (!until.has_value() || *time < *until)) until = time;
   };
   if (!commits_waiting_.empty()) at(commits_waiting_.front()->deadline);
-  if (disk_failure_.ok() && writing_bytes_ < disk_options_.write_back_bytes_max) {
+  if (WriteRefusalLocked().ok() && writing_bytes_ < disk_options_.write_back_bytes_max) {
     at(budget_waits_until_.has_value() ? budget_waits_until_ : write_back_.NextAt());
   }
   if (budget_.limited()) at(std::max(now, budget_saved_) + kBudgetSaveInterval);
@@ -138,9 +143,16 @@ void TieredStore::SaveBudget() {
 
 // ---- Waiting for it ----
 
+absl::Status TieredStore::WriteRefusalLocked() const {
+  if (!disk_failure_.ok()) return disk_failure_;
+  // What it does not take would be written in full, and found by nobody.
+  const std::string catalog = disk_store_->catalog_failure();
+  return catalog.empty() ? absl::OkStatus() : absl::UnavailableError(catalog);
+}
+
 bool TieredStore::DiskIdleLocked(bool all_written) const {
   if (disk_recovering_ || !write_jobs_.empty() || !promotions_.empty()) return false;
-  if (!disk_failure_.ok()) return true;
+  if (!WriteRefusalLocked().ok()) return true;
   return all_written ? write_back_.size() == 0 : !write_due_;
 }
 
@@ -180,10 +192,7 @@ void TieredStore::RetireDiskLocked(std::uint32_t device, Calls* calls) {
   shared_.counters.disk_evicted_blocks = evicted;  // those made no room for anything
   if (disk_index_->all_retired()) {
     disk_failure_ = absl::UnavailableError("every device failed");
-    // Nothing is written any more.
-    for (const auto& [where, waits] : std::exchange(durable_waits_, {})) {
-      for (const auto& wait : waits) SettleOne(wait, std::string(disk_failure_.message()), calls);
-    }
+    SettleAllDurableLocked(std::string(disk_failure_.message()), calls);
   }
   std::vector<std::shared_ptr<NamespaceStore>> all;
   for (const auto& [fingerprint, ns] : namespaces_) all.push_back(ns);

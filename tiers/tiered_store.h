@@ -420,6 +420,8 @@ class TieredStore {
   void RecoverDisk();
   // Until something is due by the clock, or somebody says that there is work.
   void MoverSleepLocked(SteadyTime now) KAVERN_REQUIRES(mu_);
+  // Why nothing is written until the next start; OK: it is.
+  absl::Status WriteRefusalLocked() const KAVERN_REQUIRES(mu_);
   bool DiskIdleLocked(bool all_written) const KAVERN_REQUIRES(mu_);
   bool WaitForDisk(SteadyTime deadline, bool all_written);
   WriteBackQueue::Options QueueOptions() const;
@@ -468,6 +470,8 @@ class TieredStore {
                            bool synced, Calls* calls) KAVERN_REQUIRES(mu_);
   void SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns, const BlockKey& key)
       KAVERN_REQUIRES(mu_);
+  // Nothing is written any more.
+  void SettleAllDurableLocked(std::string_view reason, Calls* calls) KAVERN_REQUIRES(mu_);
   static void SettleOne(const std::shared_ptr<DurableWait>& wait, std::string_view reason,
                         Calls* calls);
   void ExpireCommitsLocked(SteadyTime now, Calls* calls) KAVERN_REQUIRES(mu_);

@@ -364,9 +364,10 @@ void TieredStore::AwaitDurableLocked(const std::shared_ptr<NamespaceStore>& ns,
   wait->deadline = options_.clock->Now() + disk_options_.write_timeout;
   wait->done = std::move(done);
   commits_waiting_.push_back(wait);
+  const absl::Status refusal = WriteRefusalLocked();
   for (const BlockKey& key : keys) {
-    if (!disk_failure_.ok()) {
-      SettleOne(wait, std::string(disk_failure_.message()), calls);
+    if (!refusal.ok()) {
+      SettleOne(wait, std::string(refusal.message()), calls);
       continue;
     }
     durable_waits_[{ns.get(), key}].push_back(wait);
@@ -405,6 +406,12 @@ void TieredStore::SettleWrittenLocked(const std::shared_ptr<NamespaceStore>& ns,
   durable_waits_.erase(found);
   auto& joined = durable_waits_[{ns.get(), missing}];
   joined.insert(joined.end(), waits.begin(), waits.end());
+}
+
+void TieredStore::SettleAllDurableLocked(std::string_view reason, Calls* calls) {
+  for (const auto& [where, waits] : std::exchange(durable_waits_, {})) {
+    for (const auto& wait : waits) SettleOne(wait, reason, calls);
+  }
 }
 
 void TieredStore::SettleAfterSyncLocked(const std::shared_ptr<NamespaceStore>& ns,

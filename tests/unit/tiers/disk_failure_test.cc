@@ -147,8 +147,13 @@ TEST_F(DiskFailureTest, ACatalogThatTakesNothingAnyMoreIsSeen) {
   EXPECT_GT(files_.faults(FaultFileSystem::Mode::kError), 0U);
   EXPECT_THAT(store_->GetStatus().disk.catalog_failure, HasSubstr("catalog: "));
   const std::uint64_t blocks = store_->GetStatus().disk.blocks;
+  // Nothing is written that nobody would find.
+  const int written = faults_[0].written + faults_[1].written;
   StoreBlocks(ns, 200, 5);
   EXPECT_EQ(store_->GetStatus().disk.blocks, blocks);
+  EXPECT_EQ(faults_[0].written + faults_[1].written, written);
+  EXPECT_EQ(Verified(ns, KeysOf(200, 5)), 5U);  // out of RAM
+  EXPECT_TRUE(store_->WriteBack(std::chrono::milliseconds(0)));
   ns.Reset();
   Restart(false, false);
   EXPECT_EQ(store_->GetStatus().disk.catalog_failure, "");
@@ -203,6 +208,36 @@ TEST_F(DiskFailureTest, ADamagedBlockThatIsFetchedAmidTheHeadersTakesNoSegmentAl
   EXPECT_EQ(Verified(ns, keys), 40U);
   store_->Quiesce();
   ExpectSound();
+}
+
+TEST_F(DiskFailureTest, AStrictStoreIsToldThatTheCatalogTakesNothing) {
+  StartWithDisks();
+  const NamespaceRef ns = Open(SpecOf("m"));
+  StoreBlocks(ns, 1, 20);
+  files_.Set(FaultFileSystem::Mode::kError);
+  // The first is written and then refused, the second is not written any more.
+  for (std::uint64_t n = 100; n < 102; ++n) {
+    const int written = faults_[0].written + faults_[1].written;
+    const BlockKey key = KeyOf(n);
+    StoreRequest request{.parent = Root(ns), .keys = {&key, 1}};
+    request.durability = DiskDurability::kStrict;
+    auto grant = store_->BeginStore(ns, request);
+    ASSERT_TRUE(grant.ok());
+    const Extent extent = grant->lease.extent(0);
+    FillPayload(extent, key, 0);
+    const std::uint32_t checksum = ChecksumOf(extent, key, 0);
+    std::promise<TieredStore::Durable> told;
+    ASSERT_TRUE(
+        store_
+            ->CommitStore(grant->lease, 0, {&checksum, 1},
+                          [&](TieredStore::Durable durable) { told.set_value(std::move(durable)); })
+            .ok());
+    const TieredStore::Durable durable = told.get_future().get();
+    EXPECT_EQ(durable.blocks, 0U);
+    EXPECT_THAT(durable.reason, HasSubstr("catalog: "));
+    EXPECT_EQ(faults_[0].written + faults_[1].written > written, n == 100);
+  }
+  files_.Set(FaultFileSystem::Mode::kSound);
 }
 
 // ---- The index alone ----
