@@ -67,6 +67,8 @@ struct TieredStore::Promotion {
   };
   std::vector<Slot> slots;     // of the parts that RAM lacks
   std::size_t parts_left = 0;  // neither ended nor given up
+  std::uint64_t token = 0;     // of its reads, once they have begun
+  bool cancelled = false;      // they were
   absl::Status status;
   struct Waiter {
     std::shared_ptr<Waiting> waiting;
@@ -78,6 +80,7 @@ struct TieredStore::Promotion {
 
 struct TieredStore::Outside {
   std::vector<std::function<void()>> reads;       // to be begun
+  std::vector<std::uint64_t> cancels;             // tokens of reads that nobody wants any more
   std::vector<std::shared_ptr<Waiting>> news;     // to be delivered
   std::vector<FetchEvent> dropped;                // whose leases end
   std::vector<std::shared_ptr<Promotion>> ended;  // to be let go of, with what their waiters hold
@@ -85,7 +88,9 @@ struct TieredStore::Outside {
   std::optional<FetchEvent> first;
   std::uint32_t first_ready = 0;
 
-  bool empty() const { return reads.empty() && news.empty() && dropped.empty() && ended.empty(); }
+  bool empty() const {
+    return reads.empty() && cancels.empty() && news.empty() && dropped.empty() && ended.empty();
+  }
 };
 
 // A block on its way from RAM to disk.

@@ -55,8 +55,8 @@ struct PrefetchProgress {
 using PrefetchSink = std::function<void(PrefetchProgress)>;
 
 // A fetch or prefetch under way. Dropping it ends it: no event begins any more (one that is being
-// delivered is), what has not begun to be read is not read for it, and what is being read goes on
-// into RAM as cache content like any other. Must not outlive the store. Move-only.
+// delivered is), and what nobody else wants is not read. What the kernel is at and does not stop
+// goes on into RAM as cache content like any other. Must not outlive the store. Move-only.
 class FetchTicket {
  public:
   FetchTicket() = default;

@@ -26,6 +26,7 @@ std::shared_ptr<TieredStore::Promotion> TieredStore::QueuePromotionLocked(
     if (for_fetch && !promotion.for_fetch && promotion.state == Promotion::State::kQueued) {
       promotion_queues_[0].push_back(under_way->second);
     }
+    // What the disk has been asked for keeps its priority: the seam cannot raise it.
     promotion.for_fetch |= for_fetch;
     return under_way->second;
   }
@@ -79,15 +80,51 @@ void TieredStore::BeginPromotionsLocked(Outside* outside) {
   }
 }
 
+bool TieredStore::IsWantedLocked(const Promotion& promotion) {
+  return promotion.read_ahead ||
+         std::any_of(promotion.waiters.begin(), promotion.waiters.end(),
+                     [](const Promotion::Waiter& waiter) { return !waiter.waiting->ended; });
+}
+
+SteadyTime TieredStore::DeadlineOfLocked(const Promotion& promotion) {
+  if (promotion.read_ahead) return SteadyTime::max();
+  SteadyTime deadline = SteadyTime::min();
+  for (const Promotion::Waiter& waiter : promotion.waiters) {
+    if (!waiter.waiting->ended) deadline = std::max(deadline, waiter.waiting->deadline);
+  }
+  return deadline;
+}
+
+bool TieredStore::IsToBeReadAnewLocked(const Promotion& promotion) const {
+  const bool not_read =
+      absl::IsCancelled(promotion.status) || absl::IsDeadlineExceeded(promotion.status);
+  return not_read && !stop_ && IsWantedLocked(promotion) &&
+         DeadlineOfLocked(promotion) > options_.clock->Now();
+}
+
+void TieredStore::QueueAnewLocked(const std::shared_ptr<Promotion>& promotion) {
+  for (const Promotion::Slot& slot : promotion->slots) {
+    promotion->ns->AbortWrite(slot.pin, slot.part);
+  }
+  promotion->slots.clear();
+  promoting_bytes_ -= std::exchange(promotion->bytes, 0);
+  promotion->cancelled = false;
+  promotion->status = absl::OkStatus();
+  promotion->state = Promotion::State::kQueued;
+  ++queued_promotions_;
+  promotion_queues_[promotion->for_fetch ? 0 : 1].push_back(promotion);
+}
+
 void TieredStore::DropUnwantedLocked(Outside* outside) {
-  const auto is_wanted = [](const Promotion& promotion) {
-    return promotion.read_ahead ||
-           std::any_of(promotion.waiters.begin(), promotion.waiters.end(),
-                       [](const Promotion::Waiter& waiter) { return !waiter.waiting->ended; });
-  };
+  for (const auto& [key, promotion] : promotions_) {
+    if (promotion->state != Promotion::State::kReading || promotion->cancelled) continue;
+    if (IsWantedLocked(*promotion)) continue;
+    promotion->cancelled = true;
+    outside->cancels.push_back(promotion->token);
+  }
   for (auto& queue : promotion_queues_) {
     for (const std::shared_ptr<Promotion>& promotion : queue) {
-      if (promotion->state != Promotion::State::kQueued || is_wanted(*promotion)) continue;
+      if (promotion->state != Promotion::State::kQueued || IsWantedLocked(*promotion)) continue;
       promotion->status = absl::CancelledError("nobody waits for it any more");
       EndPromotionLocked(*promotion, outside);
     }
@@ -126,6 +163,9 @@ void TieredStore::BeginPromotionLocked(const std::shared_ptr<Promotion>& promoti
   promotion->state = Promotion::State::kReading;
   --queued_promotions_;
   promotion->parts_left = promotion->slots.size();
+  promotion->token = disk_store_->NewToken();
+  const IoPriority priority = promotion->for_fetch ? IoPriority::kFetch : IoPriority::kPrefetch;
+  const SteadyTime deadline = DeadlineOfLocked(*promotion);
   for (std::size_t i = 0; i < promotion->slots.size(); ++i) {
     const Promotion::Slot& slot = promotion->slots[i];
     const std::uint64_t slot_bytes = promotion->on_disk->slot_bytes[slot.part];
@@ -133,9 +173,10 @@ void TieredStore::BeginPromotionLocked(const std::shared_ptr<Promotion>& promoti
     NamespaceStore& ns = *promotion->ns;
     const Extent extent = ns.group(ns.GroupOf(slot.part)).ExtentOf(slot.pin.slot);
     const std::span<std::byte> memory = extent.region->bytes().subspan(extent.offset, slot_bytes);
-    // The one place where the tier is read for clients; promotion->for_fetch says how urgent it is.
-    outside->reads.push_back([this, promotion, i, part = slot.part, memory] {
-      DiskReadOptions options;
+    // The one place where the tier is read for clients.
+    outside->reads.push_back([this, promotion, i, part = slot.part, memory, priority, deadline,
+                              token = promotion->token] {
+      DiskReadOptions options{.priority = priority, .deadline = deadline, .token = token};
       options.given_up = [this, promotion, i](absl::Status status) {
         GiveUpRead(promotion, i, std::move(status));
       };
@@ -188,7 +229,7 @@ void TieredStore::EndRead(const std::shared_ptr<Promotion>& promotion, std::size
     MutexLock lock(mu_);
     Promotion::Slot& read = promotion->slots[slot];
     if (std::exchange(read.io, PartIo::kEnded) == PartIo::kUnderWay) {
-      NoteReadLocked(*promotion, std::move(status), &outside);
+      NoteReadLocked(promotion, std::move(status), &outside);
     } else if (promotion->state == Promotion::State::kEnded) {
       promotion->ns->AbortWrite(read.pin, read.part);
       SettleLocked(promotion->ns);
@@ -205,15 +246,22 @@ void TieredStore::GiveUpRead(const std::shared_ptr<Promotion>& promotion, std::s
     PartIo& io = promotion->slots[slot].io;
     if (io == PartIo::kEnded) return;
     io = PartIo::kGivenUp;
-    NoteReadLocked(*promotion, std::move(status), &outside);
+    NoteReadLocked(promotion, std::move(status), &outside);
   }
   RunOutside(outside);
 }
 
-void TieredStore::NoteReadLocked(Promotion& promotion, absl::Status status, Outside* outside) {
-  if (!status.ok() && promotion.status.ok()) promotion.status = std::move(status);
-  if (--promotion.parts_left > 0) return;
-  EndPromotionLocked(promotion, outside);
+void TieredStore::NoteReadLocked(const std::shared_ptr<Promotion>& promotion, absl::Status status,
+                                 Outside* outside) {
+  // A part that was given up is the promotion's end, whatever became of the others.
+  const bool counts = promotion->status.ok() || absl::IsUnavailable(status);
+  if (!status.ok() && counts) promotion->status = std::move(status);
+  if (--promotion->parts_left > 0) return;
+  if (IsToBeReadAnewLocked(*promotion)) {
+    QueueAnewLocked(promotion);
+  } else {
+    EndPromotionLocked(*promotion, outside);
+  }
   BeginPromotionsLocked(outside);
 }
 
@@ -235,7 +283,8 @@ void TieredStore::EndPromotionLocked(Promotion& promotion, Outside* outside) {
   disk_index_->Unpin(*promotion.on_disk, promotion.disk);
   if (promotion.status.ok()) {
     NotePromotedLocked(promotion);
-  } else if (!absl::IsCancelled(promotion.status)) {
+  } else if (!absl::IsCancelled(promotion.status) &&
+             (!absl::IsDeadlineExceeded(promotion.status) || IsWantedLocked(promotion))) {
     NoteFailedLocked(promotion);
   }
   disk_index_->Settle(ns->fingerprint());

@@ -384,7 +384,7 @@ class TieredStore {
                      const absl::Status& status, Outside* outside) KAVERN_REQUIRES(mu_);
   void EndWaitLocked(const std::shared_ptr<Waiting>& waiting) KAVERN_REQUIRES(mu_);
   void CancelWait(const std::shared_ptr<Waiting>& waiting);
-  // Whoever waited too long goes on without; what is being read goes on into RAM.
+  // Whoever waited too long goes on without.
   void ExpireWaitingLocked(SteadyTime now, Outside* outside) KAVERN_REQUIRES(mu_);
   void FetchTimerLoop();
 
@@ -404,12 +404,18 @@ class TieredStore {
   void GiveUpRead(const std::shared_ptr<Promotion>& promotion, std::size_t slot,
                   absl::Status status);
   // One part less is waited for.
-  void NoteReadLocked(Promotion& promotion, absl::Status status, Outside* outside)
-      KAVERN_REQUIRES(mu_);
+  void NoteReadLocked(const std::shared_ptr<Promotion>& promotion, absl::Status status,
+                      Outside* outside) KAVERN_REQUIRES(mu_);
   void EndPromotionLocked(Promotion& promotion, Outside* outside) KAVERN_REQUIRES(mu_);
   void NotePromotedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
   void NoteFailedLocked(const Promotion& promotion) KAVERN_REQUIRES(mu_);
-  // Takes what nobody waits for any more out of the queues.
+  static bool IsWantedLocked(const Promotion& promotion);
+  // The latest by which somebody wants it, if all of them say one.
+  static SteadyTime DeadlineOfLocked(const Promotion& promotion);
+  // Its reads were cancelled or expired, and somebody has come for it since.
+  bool IsToBeReadAnewLocked(const Promotion& promotion) const KAVERN_REQUIRES(mu_);
+  void QueueAnewLocked(const std::shared_ptr<Promotion>& promotion) KAVERN_REQUIRES(mu_);
+  // Takes what nobody waits for any more out of the queues, also of the disks.
   void DropUnwantedLocked(Outside* outside) KAVERN_REQUIRES(mu_);
   void FailQueuedLocked(const absl::Status& status, Outside* outside) KAVERN_REQUIRES(mu_);
   void DropFromDiskLocked(NamespaceStore& ns, DiskNamespace& on_disk, BlockId id)

@@ -180,6 +180,7 @@ FetchTicket TieredStore::BeginWaitLocked(const std::shared_ptr<Waiting>& waiting
 
 void TieredStore::RunOutside(Outside& outside) {
   outside.dropped.clear();
+  for (const std::uint64_t token : outside.cancels) disk_store_->Cancel(token);
   for (const std::function<void()>& read : outside.reads) read();
   if (outside.first.has_value()) {
     outside.news.front()->sink(*std::move(outside.first), outside.first_ready);

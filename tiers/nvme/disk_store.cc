@@ -166,7 +166,8 @@ void DiskStore::Read(const DiskPlace& place, const DiskPart& part, std::span<std
   auto check = [this, page, offset, place, part, payload,
                 done = std::move(done)](absl::Status status) {
     if (!status.ok()) {
-      ++read_failures_;
+      const bool as_asked = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status);
+      read_failures_ += as_asked ? 0 : 1;
       done(std::move(status));
       return;
     }

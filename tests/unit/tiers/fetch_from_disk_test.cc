@@ -45,6 +45,33 @@ class Gate {
     MutexLock lock(mu_);
     return held_.size();
   }
+  // What is asked of the last read that is held.
+  IoPriority last_priority() const {
+    MutexLock lock(mu_);
+    return held_.back().second.priority;
+  }
+  SteadyTime last_deadline() const {
+    MutexLock lock(mu_);
+    return held_.back().second.deadline;
+  }
+  // From now on what is held is queued, and not the kernel's: it can be cancelled.
+  void LetCancel() {
+    MutexLock lock(mu_);
+    cancels_ = true;
+  }
+  void Cancel(std::uint64_t token) {
+    std::vector<DiskIo> ended;
+    {
+      MutexLock lock(mu_);
+      if (!cancels_) return;
+      std::erase_if(held_, [&](auto& held) {
+        if (held.second.token != token) return false;
+        ended.push_back(std::move(held.second));
+        return true;
+      });
+    }
+    for (DiskIo& io : ended) io.done(absl::CancelledError("cancelled"));
+  }
   // The read that has waited longest, or its failure.
   void ReleaseOne(std::optional<absl::Status> failure = std::nullopt) {
     MutexLock lock(mu_);
@@ -60,6 +87,9 @@ class Gate {
     if (failure.has_value()) {
       io.done(*std::move(failure));
     } else {
+      // It stands for what the kernel has had all the time.
+      io.deadline = SteadyTime::max();
+      io.token = 0;
       device->Submit(std::move(io));
     }
     mu_.Lock();
@@ -67,6 +97,7 @@ class Gate {
 
   mutable Mutex mu_;
   bool closed_ KAVERN_GUARDED_BY(mu_) = false;
+  bool cancels_ KAVERN_GUARDED_BY(mu_) = false;
   std::deque<std::pair<BlockDevice*, DiskIo>> held_ KAVERN_GUARDED_BY(mu_);
 };
 
@@ -78,6 +109,7 @@ class HeldDevice final : public BlockDevice {
   void Submit(DiskIo io) override {
     if (!gate_.Hold(device_.get(), io)) device_->Submit(std::move(io));
   }
+  void Cancel(std::uint64_t token) override { gate_.Cancel(token); }
   std::uint64_t size_bytes() const override { return device_->size_bytes(); }
   std::string_view method() const override { return device_->method(); }
 
@@ -440,6 +472,63 @@ TEST_F(FetchFromDiskTest, WhatWasReadAheadIsCountedWhenItIsUsed) {
   EXPECT_EQ(FetchThrough(ns, std::span(keys_).first(5)).lease.parts().size(), 5U);
   EXPECT_EQ(store_->GetCounters().read_ahead_used_blocks, 3U);
   EXPECT_EQ(store_->GetCounters().fetch_disk_blocks, 2U);
+}
+
+TEST_F(FetchFromDiskTest, ADiskIsToldHowUrgentAReadIsAndUntilWhenItIsOfUse) {
+  StartHeld();
+  const NamespaceRef ns = Prepare();
+  const auto prefetch = store_->Prefetch(ns, std::span(keys_).first(1), [](PrefetchProgress) {});
+  ASSERT_TRUE(prefetch.ok());
+  ASSERT_EQ(gate_.held(), 1U);
+  EXPECT_EQ(gate_.last_priority(), IoPriority::kPrefetch);
+  EXPECT_EQ(gate_.last_deadline(), SteadyTime::max());
+  Events events;
+  const SteadyTime deadline = clock_.Now() + std::chrono::seconds(2);
+  const FetchTicket ticket = Begin(ns, std::span(keys_).subspan(8, 1), events, deadline);
+  ASSERT_EQ(gate_.held(), 2U);
+  EXPECT_EQ(gate_.last_priority(), IoPriority::kFetch);
+  EXPECT_EQ(gate_.last_deadline(), deadline);
+  gate_.Open();
+  events.Await(1);
+}
+
+TEST_F(FetchFromDiskTest, WhatNobodyWaitsForIsCancelledOnTheDisk) {
+  StartHeld();
+  const NamespaceRef ns = Prepare();
+  gate_.LetCancel();
+  Events one;
+  Events other;
+  FetchTicket first = Begin(ns, std::span(keys_).first(2), one);
+  const FetchTicket second = Begin(ns, std::span(keys_).subspan(1, 1), other);
+  ASSERT_EQ(gate_.held(), 2U);
+  first.Cancel();
+  // The other of the two has somebody who waits for it.
+  EXPECT_EQ(gate_.held(), 1U);
+  EXPECT_EQ(store_->GetStatus().disk.promoting_bytes, 4096U);
+  gate_.Open();
+  EXPECT_TRUE(HoldsPayloads(other.Await(1).lease, std::span(keys_).subspan(1, 1)));
+  store_->Quiesce();
+  EXPECT_EQ(store_->GetCounters().promoted_blocks, 1U);
+  EXPECT_EQ(store_->GetCounters().promotion_failures, 0U);
+}
+
+TEST_F(FetchFromDiskTest, WhoComesWhileAReadIsBeingCancelledGetsItAnew) {
+  StartHeld();
+  const NamespaceRef ns = Prepare();
+  Events one;
+  Events other;
+  FetchTicket first = Begin(ns, std::span(keys_).first(1), one);
+  first.Cancel();
+  const FetchTicket second = Begin(ns, std::span(keys_).first(1), other);
+  ASSERT_EQ(gate_.held(), 1U);
+  gate_.ReleaseOne(absl::CancelledError("cancelled"));
+  EXPECT_EQ(gate_.held(), 1U);
+  gate_.ReleaseOne(absl::DeadlineExceededError("not begun by its deadline"));
+  EXPECT_EQ(gate_.held(), 1U);
+  gate_.Open();
+  const FetchEvent told = other.Await(1);
+  EXPECT_TRUE(told.failed.empty());
+  EXPECT_TRUE(HoldsPayloads(told.lease, std::span(keys_).first(1)));
 }
 
 TEST_F(FetchFromDiskTest, WhatIsPurgedWhileItIsReadIsAMiss) {
