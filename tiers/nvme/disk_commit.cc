@@ -57,10 +57,10 @@ std::vector<std::string> DiskStore::EndIo(std::chrono::steady_clock::time_point 
   if (!left.empty()) return left;
   MutexLock lock(mu_);
   const std::uint64_t batch = batches_;
-  const auto at_it = [&] { return committing_ && batches_ == batch; };
-  while (at_it() && changed_.WaitUntil(mu_, deadline)) {
+  while (committing_ && batches_ == batch && changed_.WaitUntil(mu_, deadline)) {
   }
-  if (at_it()) left.push_back(options_.catalog_path + ": a write to the catalog has not ended");
+  if (committing_ && batches_ == batch)
+    left.push_back(options_.catalog_path + ": a write to the catalog has not ended");
   return left;
 }
 
