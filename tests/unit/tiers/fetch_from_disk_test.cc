@@ -39,6 +39,7 @@ class Gate {
     MutexLock lock(mu_);
     if (!closed_ || io.op != DiskIo::Op::kRead) return false;
     held_.emplace_back(device, std::move(io));
+    changed_.NotifyAll();
     return true;
   }
   std::size_t held() const {
@@ -74,7 +75,11 @@ class Gate {
   }
   // The read that has waited longest, or its failure.
   void ReleaseOne(std::optional<absl::Status> failure = std::nullopt) {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
     MutexLock lock(mu_);
+    // What one read has made room for is begun after it is counted.
+    while (held_.empty() && changed_.WaitUntil(mu_, give_up)) {
+    }
     ASSERT_FALSE(held_.empty());
     LetOneGo(std::move(failure));
   }
@@ -96,6 +101,7 @@ class Gate {
   }
 
   mutable Mutex mu_;
+  CondVar changed_;
   bool closed_ KAVERN_GUARDED_BY(mu_) = false;
   bool cancels_ KAVERN_GUARDED_BY(mu_) = false;
   std::deque<std::pair<BlockDevice*, DiskIo>> held_ KAVERN_GUARDED_BY(mu_);
