@@ -6,8 +6,9 @@
     keeper.save(output.sequences, output.past_key_values)
 
 For any decoder of text whose layers are full or sliding-window attention, with DynamicCache or StaticCache; one sequence
-at a time. Where the daemon is away the model computes, and nothing is kept. Full-attention layers are kept in blocks, shared by all conversations that begin alike. What sliding-window layers
-hold at a save is kept beside them, so such a conversation goes on where it was saved.
+at a time. Where the daemon is away the model computes, and nothing is kept. Full-attention layers are kept in blocks,
+shared by all conversations that begin alike. What sliding-window layers hold at a save is kept beside them, so such a
+conversation goes on where it was saved.
 """
 
 from __future__ import annotations

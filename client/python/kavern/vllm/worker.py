@@ -16,7 +16,7 @@ from kavern.vllm.metrics import Stats
 logger = logging.getLogger("vllm.kavern")
 
 # Steps without a forward pass follow each other as fast as they can, and would take the processors from the very loads
-# that they wait for. A step costs about 3 ms, a load of 40 MB 7 to 9 ms: most end within this, and are told at once.
+# that they wait for. A load of some ten MB ends within this, and is told at once.
 _IDLE_PATIENCE_S = 0.02
 
 # The daemon is in trouble, as against a block that is gone or a tier that is full.
