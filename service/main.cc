@@ -9,6 +9,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "base/lock_checks.h"
 #include "base/units.h"
 #include "service/config.h"
 #include "service/daemon.h"
@@ -128,5 +129,6 @@ int Main(int argc, char** argv) {
 }  // namespace kavern::service
 
 int main(int argc, char** argv) {
+  kavern::StopAbseilLockChecks();
   return kavern::service::Main(argc, argv);
 }
