@@ -3,122 +3,53 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <deque>
-#include <functional>
-#include <map>
-#include <numeric>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
-#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "client/copy_pool.h"
+#include "client/job_queue.h"
+#include "client/store_job.h"
 #include "client/wide_affinity.h"
 
 namespace kavern {
-
-absl::Status TensorLayout::Validate() const {
-  if (layers.empty()) return absl::InvalidArgumentError("layers: none given");
-  if (blocks_per_part == 0) {
-    return absl::InvalidArgumentError("blocks_per_part: got 0, expected at least 1");
-  }
-  if (block_count == 0 || block_count > UINT32_MAX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("block_count: got ", block_count, ", expected 1 to ", UINT32_MAX));
-  }
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const LayerTensor& layer = layers[i];
-    if (layer.base == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("layers[", i, "].base: got a null pointer"));
-    }
-    if (layer.block_bytes == 0 || layer.block_bytes > KvLayout::kPartBytesMax) {
-      return absl::InvalidArgumentError(absl::StrCat("layers[", i, "].block_bytes: got ",
-                                                     layer.block_bytes, ", expected 1 to ",
-                                                     KvLayout::kPartBytesMax));
-    }
-    if (layer.block_stride < layer.block_bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "layers[", i, "].block_stride: got ", layer.block_stride, ", expected at least ",
-          layer.block_bytes, ", the bytes of a block of that layer"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-std::uint64_t TensorLayout::PartBytes() const {
-  return std::accumulate(layers.begin(), layers.end(), std::uint64_t{0},
-                         [this](std::uint64_t sum, const LayerTensor& layer) {
-                           return sum + layer.block_bytes * blocks_per_part;
-                         });
-}
-
-void TensorLayout::AppendPieces(std::span<const std::uint32_t> blocks,
-                                std::vector<MutableBuffer>& out) const {
-  for (const LayerTensor& layer : layers) {
-    for (const std::uint32_t block : blocks) {
-      out.emplace_back(layer.base + block * layer.block_stride, layer.block_bytes);
-    }
-  }
-}
-
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The daemon's answer to a store comes in pieces of at most so many keys.
-constexpr std::size_t kKeysPerLease = 512;
-
-// Threads that run jobs in order.
-class JobQueue {
+// Which layers the engine has written since stores were last gathered.
+class WrittenLayers {
  public:
-  JobQueue(const char* name, int threads) {
-    for (int i = 0; i < threads; ++i) threads_.push_back(NamedThread(name, [this] { Loop(); }));
+  explicit WrittenLayers(std::span<const TensorLayout> groups) {
+    for (const TensorLayout& group : groups) written_.emplace_back(group.layers.size());
   }
-  ~JobQueue() {
-    {
-      MutexLock lock(mu_);
-      stop_ = true;
-      jobs_.clear();
-      changed_.NotifyAll();
-    }
-    for (std::thread& thread : threads_) thread.join();
-  }
-  JobQueue(const JobQueue&) = delete;
-  JobQueue& operator=(const JobQueue&) = delete;
 
-  void Add(std::function<void()> job) {
-    MutexLock lock(mu_);
-    jobs_.push_back(std::move(job));
-    changed_.NotifyOne();
+  // Notes one. False: it was noted before.
+  bool Note(std::size_t group, std::size_t layer) {
+    distrusted_ = distrusted_ || written_[group][layer];
+    written_[group][layer] = true;
+    any_ = true;
+    return !distrusted_;
+  }
+  // A store that begins now knows nothing of layers that are noted.
+  void NoteBegin() { distrusted_ = distrusted_ || any_; }
+  // How many from the first on are written: checksums go through the layers in their order.
+  std::size_t LayersFromFirst(std::size_t group) const {
+    const auto end = std::ranges::find(written_[group], false);
+    return static_cast<std::size_t>(end - written_[group].begin());
+  }
+  void Forget() {
+    any_ = false;
+    distrusted_ = false;
+    for (auto& group : written_) group.assign(group.size(), false);
   }
 
  private:
-  void Loop() {
-    for (;;) {
-      std::function<void()> job;
-      {
-        MutexLock lock(mu_);
-        while (!stop_ && jobs_.empty()) changed_.Wait(mu_);
-        if (stop_) return;
-        job = std::move(jobs_.front());
-        jobs_.pop_front();
-      }
-      job();
-    }
-  }
-
-  Mutex mu_;
-  CondVar changed_;
-  std::deque<std::function<void()>> jobs_ KAVERN_GUARDED_BY(mu_);
-  bool stop_ KAVERN_GUARDED_BY(mu_) = false;
-  std::vector<std::thread> threads_;
+  std::vector<std::vector<bool>> written_;  // per group and layer
+  bool any_ = false;
+  bool distrusted_ = false;  // until Forget()
 };
-
-double SecondsSince(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 class PagedKvImpl final : public PagedKv {
  public:
@@ -127,6 +58,7 @@ class PagedKvImpl final : public PagedKv {
       : ns_(std::move(ns)),
         groups_(std::move(groups)),
         options_(options),
+        written_(groups_),
         copy_pool_(options.copy_threads),
         load_jobs_("kavern-load", options.load_threads),
         store_jobs_("kavern-store", 1) {}
@@ -139,6 +71,7 @@ class PagedKvImpl final : public PagedKv {
       KAVERN_RETURN_IF_ERROR(CheckBlocks(group, load.groups[group].keys.size(),  //
                                          load.groups[group].blocks));
     }
+    MutexLock lock(mu_);
     const std::uint64_t id = NextId();
     load_jobs_.Add([this, id, begin = Clock::now(), plan = std::move(load)] {
       Finish(RunLoad(id, begin, plan));
@@ -154,40 +87,50 @@ class PagedKvImpl final : public PagedKv {
     for (std::size_t group = 0; group < groups_.size(); ++group) {
       KAVERN_RETURN_IF_ERROR(CheckBlocks(group, store.keys.size(), store.blocks[group]));
     }
+    MutexLock lock(mu_);
     const std::uint64_t id = NextId();
-    auto begun = std::make_shared<Begun>();
-    begun->plan = std::move(store);
-    begun->result.id = id;
-    {
-      MutexLock lock(mu_);
-      ungathered_.push_back(begun);
-    }
+    auto begun = std::make_shared<Begun>(id, std::move(store), *ns_, groups_, options_.shard);
+    ungathered_.push_back(begun);
+    written_.NoteBegin();
     store_jobs_.Add([this, begun] { Lease(begun); });
     return id;
   }
 
-  void Gather(std::chrono::milliseconds patience) override {
-    const Clock::time_point until = Clock::now() + patience;
+  absl::Status LayerWritten(std::size_t group, std::size_t layer) override {
+    if (group >= groups_.size() || layer >= groups_[group].layers.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", layer, " of group ", group, ": there is none"));
+    }
+    MutexLock one_at_a_time(copy_mu_);
     std::vector<std::shared_ptr<Begun>> stores;
+    std::size_t layers = 0;
+    bool right = false;
     {
       MutexLock lock(mu_);
-      stores = std::move(ungathered_);
-      ungathered_.clear();
-      for (const auto& store : stores) {
-        while (!store->answered && leased_.WaitUntil(mu_, until)) {
-        }
-        if (!store->answered) store->late = true;
+      right = written_.Note(group, layer);
+      layers = written_.LayersFromFirst(group);
+      for (const auto& store : ungathered_) {
+        if (store->answered) stores.push_back(store);
       }
     }
     for (const auto& store : stores) {
-      // Whoever is late is finished by Lease().
-      if (store->late) continue;
-      const Clock::time_point begin = Clock::now();
-      Fill(*store);
-      store->result.seconds += SecondsSince(begin);
-      store_jobs_.Add([this, store] { Commit(*store); });
+      if (right) {
+        store->job.CopyLayers(copy_pool_, group, layers);
+      } else {
+        store->job.CopyAnew();
+      }
     }
+    return absl::OkStatus();
   }
+
+  void Gather(std::chrono::milliseconds patience) override { GatherOf(TakeAll(), patience); }
+  void GatherStores(std::span<const std::uint64_t> ids,
+                    std::chrono::milliseconds patience) override {
+    GatherOf(Take(ids), patience);
+  }
+
+  void GiveUpStores() override { GiveUpOf(TakeAll()); }
+  void GiveUpStores(std::span<const std::uint64_t> ids) override { GiveUpOf(Take(ids)); }
 
   std::vector<PagedResult> TakeResults(std::chrono::milliseconds patience) override {
     const Clock::time_point until = Clock::now() + patience;
@@ -198,7 +141,7 @@ class PagedKvImpl final : public PagedKv {
   }
 
   bool Drain(std::chrono::milliseconds deadline) override {
-    Gather(std::chrono::milliseconds(0));
+    GiveUpStores();
     const Clock::time_point until = Clock::now() + deadline;
     MutexLock lock(mu_);
     while (under_way_ > 0) {
@@ -208,23 +151,16 @@ class PagedKvImpl final : public PagedKv {
   }
 
  private:
-  // A store between Begin and its report.
+  // A store that was begun. The flags are guarded by mu_; the job is the store thread's until it is
+  // answered, then whoever's holds copy_mu_.
   struct Begun {
-    PagedStore plan;
-    Clock::time_point begin = Clock::now();
-    bool answered = false;  // guarded by mu_, as is `late`
-    bool late = false;
-    // One per kKeysPerLease keys and group, in this order; fewer where the daemon declined.
-    struct Leased {
-      StoreLease lease;
-      std::size_t group = 0;
-      std::size_t first = 0;  // key of the plan
-      std::size_t count = 0;
-      std::size_t filled = 0;
-    };
-    std::vector<Leased> leases;
-    PagedResult result;
+    template <typename... Arguments>
+    explicit Begun(Arguments&&... arguments) : job(std::forward<Arguments>(arguments)...) {}
+    client::StoreJob job;
+    bool answered = false;
+    absl::Status given_up;  // by whoever did not wait for the answer
   };
+  using Stores = std::vector<std::shared_ptr<Begun>>;
 
   static absl::Status WrongCount(const char* field, std::size_t got, std::size_t expected) {
     return absl::InvalidArgumentError(absl::StrCat(field, ": got ", got, " entries, expected ",
@@ -249,8 +185,7 @@ class PagedKvImpl final : public PagedKv {
     return absl::OkStatus();
   }
 
-  std::uint64_t NextId() {
-    MutexLock lock(mu_);
+  std::uint64_t NextId() KAVERN_REQUIRES(mu_) {
     ++under_way_;
     return ++last_id_;
   }
@@ -301,124 +236,96 @@ class PagedKvImpl final : public PagedKv {
       tiers = std::move(fetched->tiers);
       result.bytes += fetched->fetched_bytes;
     }
-    result.seconds = SecondsSince(begin);
+    result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     return result;
   }
 
-  // Asks the daemon for the memory of a store.
+  // On the store thread. Whoever is late is finished here, for nobody else waits for it.
   void Lease(const std::shared_ptr<Begun>& store) {
-    const Clock::time_point begin = Clock::now();
-    if (absl::Status status = LeaseAll(*store); !status.ok()) {
-      store->leases.clear();
-      store->result.status = std::move(status);
-    }
-    store->result.seconds = SecondsSince(begin);
+    store->job.Lease(options_.store_deadline);
     {
       MutexLock lock(mu_);
       store->answered = true;
-      leased_.NotifyAll();
-      if (!store->late) return;
+      answered_.NotifyAll();
+      if (store->given_up.ok()) return;
     }
-    store->leases.clear();  // gives the memory back
-    store->result.status = absl::DeadlineExceededError("the daemon granted no memory in time");
-    Finish(std::move(store->result));
+    store->job.GiveUp(store->given_up);
+    Finish(store->job.TakeResult());
   }
 
-  absl::Status LeaseAll(Begun& store) {
-    const Clock::time_point until = store.begin + options_.store_deadline;
-    const std::span<const BlockKey> keys = store.plan.keys;
-    std::size_t granted = keys.size();  // keys that no group has declined
-    for (std::size_t first = 0; first < granted; first += kKeysPerLease) {
-      for (std::uint32_t group = 0; group < groups_.size() && first < granted; ++group) {
-        const auto left =
-            std::chrono::duration_cast<std::chrono::milliseconds>(until - Clock::now());
-        if (left <= std::chrono::milliseconds(0)) {
-          return absl::DeadlineExceededError("the daemon granted no memory in time");
-        }
-        const std::size_t count = std::min(kKeysPerLease, granted - first);
-        StoreRequest request;
-        request.parent = first == 0 ? store.plan.parent : keys[first - 1];
-        request.keys = keys.subspan(first, count);
-        request.shard = options_.shard;
-        request.group = group;
-        request.deadline = left;
-        KAVERN_ASSIGN_OR_RETURN(StoreLease lease, ns_->BeginStore(request));
-        const auto outcomes = lease.outcomes();
-        const auto declined = std::find(outcomes.begin(), outcomes.end(), StoreOutcome::kDeclined);
-        if (declined != outcomes.end()) {
-          granted = first + static_cast<std::size_t>(declined - outcomes.begin());
-          store.result.status = absl::ResourceExhaustedError(lease.decline_reason());
-        }
-        store.leases.push_back({std::move(lease), group, first, count, 0});
-      }
-    }
-    store.result.stored_keys = granted;
-    return absl::OkStatus();
+  Stores TakeAll() {
+    MutexLock lock(mu_);
+    written_.Forget();
+    return std::exchange(ungathered_, {});
   }
 
-  void Fill(Begun& store) {
-    struct Item {
-      StoreLease* lease;
-      std::size_t group;
-      std::size_t in_lease;
-      std::size_t in_plan;
-    };
-    std::vector<Item> items;
-    for (auto& leased : store.leases) {
-      for (std::size_t i = 0; i < leased.count; ++i) {
-        if (leased.first + i >= store.result.stored_keys) break;
-        if (leased.lease.bytes(i).empty()) continue;  // exists
-        items.push_back({&leased.lease, leased.group, i, leased.first + i});
-        ++leased.filled;
-        store.result.bytes += groups_[leased.group].PartBytes();
-      }
-    }
-    copy_pool_.Run(items.size(), [&](std::size_t n) {
-      const Item& item = items[n];
-      const std::size_t pages = groups_[item.group].blocks_per_part;
-      const auto pieces =
-          PiecesOf(item.group,
-                   std::span(store.plan.blocks[item.group]).subspan(item.in_plan * pages, pages));
-      const std::vector<ConstBuffer> sources(pieces.begin(), pieces.end());
-      // What is not filled is not committed, nor is what follows it.
-      item.lease->Fill(item.in_lease, sources).IgnoreError();
+  Stores Take(std::span<const std::uint64_t> ids) {
+    Stores taken;
+    MutexLock lock(mu_);
+    std::erase_if(ungathered_, [&](const std::shared_ptr<Begun>& store) {
+      if (std::ranges::find(ids, store->job.id()) == ids.end()) return false;
+      taken.push_back(store);
+      return true;
     });
+    return taken;
   }
 
-  void Commit(Begun& store) {
-    const Clock::time_point begin = Clock::now();
-    for (auto& leased : store.leases) {
-      if (leased.filled == 0) continue;
-      absl::Status status = leased.lease.Commit(options_.store_deadline);
-      if (status.ok()) continue;
-      store.result.status = std::move(status);
-      store.result.stored_keys = std::min(store.result.stored_keys, leased.first);
-      break;
+  // Of `stores`, those that the daemon answered by `until`; the others are given up.
+  Stores Answered(Stores stores, Clock::time_point until, const char* why_not) {
+    MutexLock lock(mu_);
+    std::erase_if(stores, [&](const std::shared_ptr<Begun>& store) KAVERN_REQUIRES(mu_) {
+      while (!store->answered && answered_.WaitUntil(mu_, until)) {
+      }
+      if (store->answered) return false;
+      store->given_up = absl::DeadlineExceededError(why_not);
+      return true;
+    });
+    return stores;
+  }
+
+  void GatherOf(Stores stores, std::chrono::milliseconds patience) {
+    stores = Answered(std::move(stores), Clock::now() + patience,
+                      "the daemon granted no memory in time");
+    MutexLock one_at_a_time(copy_mu_);
+    for (const auto& store : stores) {
+      for (std::size_t group = 0; group < groups_.size(); ++group) {
+        store->job.CopyLayers(copy_pool_, group, groups_[group].layers.size());
+      }
+      store_jobs_.Add([this, store] {
+        store->job.Commit(options_.store_deadline);
+        Finish(store->job.TakeResult());
+      });
     }
-    if (!store.result.status.ok() && !absl::IsResourceExhausted(store.result.status)) {
-      store.result.bytes = 0;
+  }
+
+  void GiveUpOf(Stores stores) {
+    constexpr const char* kWhy = "given up before its pages were copied";
+    for (const auto& store : Answered(std::move(stores), Clock::time_point::min(), kWhy)) {
+      store_jobs_.Add([this, store] {
+        store->job.GiveUp(absl::CancelledError(kWhy));
+        Finish(store->job.TakeResult());
+      });
     }
-    store.leases.clear();
-    store.result.seconds += SecondsSince(begin);
-    Finish(std::move(store.result));
   }
 
   const std::shared_ptr<Namespace> ns_;
   const std::vector<TensorLayout> groups_;
   const PagedKvOptions options_;
 
+  Mutex copy_mu_;  // one thread copies at a time; taken before mu_
   Mutex mu_;
-  CondVar leased_;
+  CondVar answered_;
   CondVar finished_;
   std::uint64_t last_id_ KAVERN_GUARDED_BY(mu_) = 0;
   std::size_t under_way_ KAVERN_GUARDED_BY(mu_) = 0;
-  std::vector<std::shared_ptr<Begun>> ungathered_ KAVERN_GUARDED_BY(mu_);
+  Stores ungathered_ KAVERN_GUARDED_BY(mu_);
+  WrittenLayers written_ KAVERN_GUARDED_BY(mu_);
   std::vector<PagedResult> results_ KAVERN_GUARDED_BY(mu_);
 
   client::CopyPool copy_pool_;
   // Last: their threads use everything above.
-  JobQueue load_jobs_;
-  JobQueue store_jobs_;
+  client::JobQueue load_jobs_;
+  client::JobQueue store_jobs_;
 };
 
 // What a forked child has of it: neither threads, nor a lock that somebody would open.
@@ -438,8 +345,22 @@ class PagedKvOfProcess final : public PagedKv {
     KAVERN_RETURN_IF_ERROR(CheckProcess());
     return impl_->BeginStore(std::move(store));
   }
+  absl::Status LayerWritten(std::size_t group, std::size_t layer) override {
+    KAVERN_RETURN_IF_ERROR(CheckProcess());
+    return impl_->LayerWritten(group, layer);
+  }
   void Gather(std::chrono::milliseconds patience) override {
     if (CheckProcess().ok()) impl_->Gather(patience);
+  }
+  void GatherStores(std::span<const std::uint64_t> ids,
+                    std::chrono::milliseconds patience) override {
+    if (CheckProcess().ok()) impl_->GatherStores(ids, patience);
+  }
+  void GiveUpStores() override {
+    if (CheckProcess().ok()) impl_->GiveUpStores();
+  }
+  void GiveUpStores(std::span<const std::uint64_t> ids) override {
+    if (CheckProcess().ok()) impl_->GiveUpStores(ids);
   }
   std::vector<PagedResult> TakeResults(std::chrono::milliseconds patience) override {
     return CheckProcess().ok() ? impl_->TakeResults(patience) : std::vector<PagedResult>();

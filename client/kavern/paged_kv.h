@@ -109,10 +109,25 @@ class PagedKv {
   // A store in two steps. Begin asks the daemon for memory while the engine still computes the
   // pages; Gather copies them. Keys must be new to no one: what exists is skipped.
   virtual absl::StatusOr<std::uint64_t> BeginStore(PagedStore store) = 0;
-  // Copies the pages of every store begun since the last call. They may be overwritten when it
+  // The engine has written the pages of one layer, of every store begun and not yet gathered:
+  // copies them now, while they are in the processor's caches, so that Gather finds less to do.
+  // Waits for nothing. Layers are copied in their order, so one that comes too early waits for
+  // those before it; where one comes twice before the next Gather, or a store begins after one,
+  // none of them is trusted, and Gather copies everything anew. InvalidArgument for a layer that is
+  // not there.
+  virtual absl::Status LayerWritten(std::size_t group, std::size_t layer) = 0;
+  // Copies the pages of every store begun and not yet gathered. They may be overwritten when it
   // returns. A store whose memory the daemon has not granted within `patience` is given up
   // (DeadlineExceeded); publishing goes on in the background.
   virtual void Gather(std::chrono::milliseconds patience) = 0;
+  // The same for the stores with these numbers.
+  virtual void GatherStores(std::span<const std::uint64_t> ids,
+                            std::chrono::milliseconds patience) = 0;
+  // Ends stores that are not yet gathered, all or those with these numbers: nothing of them is
+  // stored, and they are reported as Cancelled, or DeadlineExceeded. For pages that are not what
+  // they were to be.
+  virtual void GiveUpStores() = 0;
+  virtual void GiveUpStores(std::span<const std::uint64_t> ids) = 0;
 
   // What has ended since the last call. While that is nothing, but something is under way, waits
   // for at most `patience`.

@@ -44,6 +44,9 @@ using Layer = std::tuple<std::uintptr_t, std::uint64_t, std::uint64_t>;
 // A group's keys, and the pages of each.
 using Blocks = std::pair<Keys, std::vector<std::uint32_t>>;
 
+// Of stores, as begin_store returned them.
+using Numbers = std::vector<std::uint64_t>;
+
 }  // namespace
 
 void BindPaged(nb::module_& module) {
@@ -150,15 +153,48 @@ void BindPaged(nb::module_& module) {
           nb::arg("keys"), nb::arg("blocks"), nb::kw_only(), nb::arg("parent") = nb::none(),
           "Asks for memory of a store; gather() copies. blocks: the pages of each layer group.")
       .def(
+          "layer_written",
+          [](PagedKvHandle& handle, std::size_t group, std::size_t layer) {
+            PagedKv& paged = handle.get();
+            absl::Status status;
+            {
+              nb::gil_scoped_release unlocked;
+              status = paged.LayerWritten(group, layer);
+            }
+            Check(status);
+          },
+          nb::arg("group"), nb::arg("layer"),
+          "The engine has written the pages of one layer of all stores begun: copies them while "
+          "they are in the processor's caches, and leaves the rest to gather(). Raises "
+          "InvalidArgumentError for a layer that is not there.")
+      .def(
           "gather",
-          [](PagedKvHandle& handle, double patience) {
+          [](PagedKvHandle& handle, double patience, const std::optional<Numbers>& ids) {
             PagedKv& paged = handle.get();
             nb::gil_scoped_release unlocked;
-            paged.Gather(MillisecondsOf(patience));
+            if (ids.has_value()) {
+              paged.GatherStores(*ids, MillisecondsOf(patience));
+            } else {
+              paged.Gather(MillisecondsOf(patience));
+            }
           },
-          nb::arg("patience"),
-          "Copies the pages of all stores begun; they may be overwritten when it returns. Waits at "
-          "most `patience` seconds for the daemon.")
+          nb::arg("patience"), nb::arg("ids") = nb::none(),
+          "Copies the pages of all stores begun, or of those with these numbers; they may be "
+          "overwritten when it returns. Waits at most `patience` seconds for the daemon.")
+      .def(
+          "give_up",
+          [](PagedKvHandle& handle, const std::optional<Numbers>& ids) {
+            PagedKv& paged = handle.get();
+            nb::gil_scoped_release unlocked;
+            if (ids.has_value()) {
+              paged.GiveUpStores(*ids);
+            } else {
+              paged.GiveUpStores();
+            }
+          },
+          nb::arg("ids") = nb::none(),
+          "Ends all stores begun and not gathered, or those with these numbers: nothing of them is "
+          "stored, and they are reported with an error.")
       .def(
           "take_results",
           [](PagedKvHandle& handle, double patience) {

@@ -100,6 +100,32 @@ class PagedKvTest : public ClientTest {
     }
   }
 
+  // Begins a store of all keys, and returns when the daemon has granted its memory: stores are
+  // asked for in their order.
+  void BeginAnswered(PagedKv& paged) {
+    ASSERT_TRUE(paged.BeginStore({.parent = {}, .keys = keys_, .blocks = {from_}}).ok());
+    const auto last =
+        paged.BeginStore({.parent = {}, .keys = Keys(*ns_, 99, 1), .blocks = {{50, 51}}});
+    ASSERT_TRUE(last.ok()) << last.status();
+    paged.GiveUpStores({{*last}});
+    EXPECT_EQ(Next(paged).id, *last);
+  }
+
+  // What comes back for the keys is what `computed` has in these pages.
+  void ExpectStored(const PagedResult& stored, const Engine& computed) {
+    ASSERT_TRUE(stored.status.ok()) << stored.status;
+    EXPECT_EQ(stored.stored_keys, keys_.size());
+    EXPECT_EQ(stored.bytes, keys_.size() * kPartBytes);
+    source_ = computed;
+    Engine target{0xee};
+    const auto reader = Paged(target);
+    ASSERT_TRUE(reader->BeginLoad(LoadPlan()).ok());
+    const PagedResult loaded = Next(*reader);
+    ASSERT_TRUE(loaded.status.ok()) << loaded.status;
+    EXPECT_THAT(loaded.codes, testing::ElementsAre(AllOk(keys_.size())));
+    ExpectLoaded(target);
+  }
+
   std::unique_ptr<Client> client_;
   std::shared_ptr<Namespace> ns_;
   std::vector<BlockKey> keys_;
@@ -144,6 +170,93 @@ TEST_F(PagedKvTest, PagesMayBeOverwrittenAfterGather) {
   ASSERT_TRUE(reader->BeginLoad(LoadPlan()).ok());
   ASSERT_TRUE(Next(*reader).status.ok());
   ExpectLoaded(target);
+}
+
+// Each layer is copied when it is written, so what happens to its pages later is not stored.
+TEST_F(PagedKvTest, LayersAreCopiedAsTheyAreWritten) {
+  const auto writer = Paged(source_);
+  const Engine computed = source_;
+  BeginAnswered(*writer);
+  for (std::uint32_t layer = 0; layer < kLayers; ++layer) {
+    ASSERT_TRUE(writer->LayerWritten(0, layer).ok());
+    for (const std::uint32_t page : from_)
+      std::ranges::fill(source_.Page(layer, page), std::byte{});
+  }
+  writer->Gather(seconds(20));
+  ExpectStored(Next(*writer), computed);
+}
+
+TEST_F(PagedKvTest, ALayerWrittenBeforeItsTurnWaits) {
+  const auto writer = Paged(source_);
+  const Engine computed = source_;
+  for (const std::uint32_t page : from_) std::ranges::fill(source_.Page(0, page), std::byte{});
+  BeginAnswered(*writer);
+  ASSERT_TRUE(writer->LayerWritten(0, 1).ok());
+  source_ = computed;
+  ASSERT_TRUE(writer->LayerWritten(0, 0).ok());
+  writer->Gather(seconds(20));
+  ExpectStored(Next(*writer), computed);
+}
+
+// An engine that computes a step in halves calls twice, and the pages change in between.
+TEST_F(PagedKvTest, ALayerWrittenTwiceIsCopiedAnew) {
+  const auto writer = Paged(source_);
+  const Engine computed = source_;
+  for (const std::uint32_t page : from_) std::ranges::fill(source_.Page(0, page), std::byte{});
+  BeginAnswered(*writer);
+  ASSERT_TRUE(writer->LayerWritten(0, 0).ok());
+  ASSERT_TRUE(writer->LayerWritten(0, 1).ok());
+  source_ = computed;
+  ASSERT_TRUE(writer->LayerWritten(0, 0).ok());
+  ASSERT_TRUE(writer->LayerWritten(0, 1).ok());
+  writer->Gather(seconds(20));
+  ExpectStored(Next(*writer), computed);
+  // And only until they are gathered.
+  EXPECT_TRUE(absl::IsInvalidArgument(writer->LayerWritten(0, kLayers)));
+  EXPECT_TRUE(absl::IsInvalidArgument(writer->LayerWritten(1, 0)));
+}
+
+TEST_F(PagedKvTest, AStoreBegunAfterALayerWasWrittenIsCopiedWhole) {
+  const auto writer = Paged(source_);
+  const Engine computed = source_;
+  ASSERT_TRUE(writer->LayerWritten(0, 0).ok());
+  for (const std::uint32_t page : from_) std::ranges::fill(source_.Page(0, page), std::byte{});
+  BeginAnswered(*writer);
+  ASSERT_TRUE(writer->LayerWritten(0, 1).ok());
+  source_ = computed;
+  writer->Gather(seconds(20));
+  ExpectStored(Next(*writer), computed);
+}
+
+TEST_F(PagedKvTest, OfAStoreThatIsGivenUpNothingIsStored) {
+  const auto writer = Paged(source_);
+  BeginAnswered(*writer);
+  ASSERT_TRUE(writer->LayerWritten(0, 0).ok());
+  writer->GiveUpStores();
+  const PagedResult given_up = Next(*writer);
+  EXPECT_TRUE(absl::IsCancelled(given_up.status)) << given_up.status;
+  EXPECT_EQ(given_up.stored_keys, 0U);
+  writer->Gather(seconds(20));
+  EXPECT_EQ(ns_->Match(keys_), 0U);
+  EXPECT_TRUE(Eventually([&] { return daemon_.leased_bytes() == 0; }));
+  EXPECT_TRUE(StoreAll(*writer).status.ok());
+}
+
+TEST_F(PagedKvTest, StoresAreGatheredByTheirNumbers) {
+  const auto writer = Paged(source_);
+  const auto first = writer->BeginStore(
+      {.parent = {}, .keys = {keys_[0]}, .blocks = {{from_.begin(), from_.begin() + 2}}});
+  const auto other = Keys(*ns_, 7, 1);
+  ASSERT_TRUE(writer->BeginStore({.parent = {}, .keys = other, .blocks = {{50, 51}}}).ok());
+  ASSERT_TRUE(first.ok()) << first.status();
+  writer->GatherStores({{*first}}, seconds(20));
+  const PagedResult stored = Next(*writer);
+  EXPECT_EQ(stored.id, *first);
+  EXPECT_TRUE(stored.status.ok()) << stored.status;
+  EXPECT_EQ(ns_->Match(other), 0U);
+  writer->Gather(seconds(20));
+  EXPECT_TRUE(Next(*writer).status.ok());
+  EXPECT_EQ(ns_->Match(other), 1U);
 }
 
 TEST_F(PagedKvTest, WhatExistsIsNotCopiedAgain) {
@@ -255,6 +368,15 @@ TEST_F(PagedKvTest, TensorsThatDoNotHoldTheLayoutsPartsAreRefused) {
   EXPECT_THAT(std::string(overlap.status().message()), testing::HasSubstr("layers[1]"));
   EXPECT_TRUE(
       absl::IsInvalidArgument(PagedKv::Create(ns_, {source_.Layout()}, {.shard = 1}).status()));
+}
+
+// The engine may not have computed their pages yet.
+TEST_F(PagedKvTest, DrainGivesUpStoresThatWereNotGathered) {
+  const auto paged = Paged(source_);
+  BeginAnswered(*paged);
+  EXPECT_TRUE(paged->Drain(seconds(20)));
+  EXPECT_TRUE(absl::IsCancelled(Next(*paged).status));
+  EXPECT_EQ(ns_->Match(keys_), 0U);
 }
 
 TEST_F(PagedKvTest, DrainEndsWhatWasBegun) {
