@@ -1,8 +1,8 @@
 """The connector with a witness beside it: an independent record of what was saved, and a check of every load.
 
 The record is made from the engine's tensors with torch before Kavern copies, and checked against the engine's tensors
-after Kavern has copied back. Beside the record it counts: loads begun and reported, and requests that ended in between
-("aborted"). A key may have several right contents: engines that split a prefill otherwise compute other
+after Kavern has copied back; saves were then copied in part, layer by layer. Beside the record it counts: layers told of
+within a forward pass, loads begun and reported, and requests that ended in between ("aborted"). A key may have several right contents: engines that split a prefill otherwise compute other
 bytes, and the first to commit wins.
 """
 
@@ -33,6 +33,10 @@ class RecordingConnector(KavernConnector):
             (DIRECTORY / "evict").unlink()
             evict(self._worker, connector_metadata.loads)
         super().bind_connector_metadata(connector_metadata)
+
+    def _layer_written(self, layer_name: str) -> None:
+        super()._layer_written(layer_name)
+        note("layers")
 
     def wait_for_save(self) -> None:
         for save in self._saves:

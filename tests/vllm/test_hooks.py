@@ -14,7 +14,7 @@ from kavern.vllm import settings
 from kavern.vllm.adapters import Adapters
 from kavern.vllm.conversations import wish_of
 from kavern.vllm.events import KvEvents
-from kavern.vllm.identity import check_version
+from kavern.vllm.identity import GroupTensors, check_version, layers_by_name
 from kavern.vllm.link import Breaker
 from kavern.vllm.messages import Handshake, StepReport
 from kavern.vllm.worker import is_trouble
@@ -568,3 +568,12 @@ def test_kv_events_wait_for_hashes_that_the_engine_has_not_computed(daemon):
     assert second.parent_block_hash == first.block_hashes[-1]
     assert len(second.block_hashes) == 2
     scheduler.side.close()
+
+
+def test_where_layers_share_kv_nobody_is_taken_for_its_writer():
+    groups = [SimpleNamespace(layer_names=["a", "b"]), SimpleNamespace(layer_names=["c", "d"])]
+    found = [GroupTensors(None, ["a", "b"]), GroupTensors(None, ["c", "d"])]
+    config = SimpleNamespace(kv_cache_groups=groups)
+    assert layers_by_name(config, found) == {"a": (0, 0), "b": (0, 1), "c": (1, 0), "d": (1, 1)}
+    found[1] = GroupTensors(None, ["c"])  # d looks into c's
+    assert layers_by_name(config, found) == {}

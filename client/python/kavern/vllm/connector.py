@@ -42,8 +42,8 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
     """Hooks in the order in which a step calls them.
 
     Scheduler: get_num_new_matched_tokens, update_state_after_alloc, build_connector_meta; worker:
-    bind_connector_metadata, forward pass, start_load_kv, wait_for_save, get_transfer_results; scheduler:
-    update_connector_output, request_finished_all_groups.
+    bind_connector_metadata, forward pass with a save_kv_layer after each layer, start_load_kv, wait_for_save,
+    get_transfer_results; scheduler: update_connector_output, request_finished_all_groups.
     """
 
     def __init__(self, vllm_config, role, kv_cache_config):
@@ -96,7 +96,12 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
         pass
 
     def save_kv_layer(self, layer_name: str, kv_layer, attn_metadata, **kwargs: Any) -> None:
-        pass
+        if self._worker.is_saving:  # most steps save nothing, and have many layers
+            self._layer_written(layer_name)
+
+    @_timed
+    def _layer_written(self, layer_name: str) -> None:
+        self._worker.layer_written(layer_name)
 
     @_timed
     def wait_for_save(self) -> None:

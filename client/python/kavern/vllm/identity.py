@@ -127,6 +127,13 @@ def group_tensors(kv_cache_config, kv_caches: dict[str, Any]) -> list[GroupTenso
     return groups
 
 
+def layers_by_name(kv_cache_config, groups: list[GroupTensors]) -> dict[str, tuple[int, int]]:
+    """Group and place in it of every layer; empty where layers share KV: which of them wrote it is not known."""
+    if any(len(one.layer_names) != len(found.layer_names) for one, found in zip(kv_cache_config.kv_cache_groups, groups)):
+        return {}
+    return {name: (g, i) for g, group in enumerate(groups) for i, name in enumerate(group.layer_names)}
+
+
 def identity_of(vllm_config, groups: list[GroupTensors], layouts: list[kavern.TensorLayout], replicas: int) -> Identity:
     """replicas: consecutive tensor-parallel ranks that hold identical KV."""
     from vllm import __version__ as vllm_version

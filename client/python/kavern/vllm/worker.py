@@ -52,6 +52,7 @@ class WorkerSide:
         self._saves_here = True
         self._epoch = 0
         self._paged: kavern.PagedKv | None = None
+        self._layers: dict[str, tuple[int, int]] = {}  # group, and place in it
         self._patience_s = 0.0
         self._under_way: dict[int, Load | Save] = {}
         self._fresh_saves: list[Save] = []  # begun in this step
@@ -71,6 +72,8 @@ class WorkerSide:
             logger.info("Kavern: KV caches on %s are copied by way of host memory", ", ".join(sorted(devices)))
             self._bounce = Bounce(self._tensors, pages)
             self._tensors = self._bounce.tensors
+        else:
+            self._layers = identities.layers_by_name(self._kv_cache_config, groups)
         self._layouts = [tensor_layout(tensors, pages) for tensors in self._tensors]
         replicas = self._kv_cache_config.kv_tp_replicas
         self._identity = identities.identity_of(self._vllm_config, groups, self._layouts, replicas)
@@ -132,6 +135,8 @@ class WorkerSide:
         """Before the forward pass: loads run beside it, and the daemon grants the memory for saves meanwhile."""
         self._patience_s = _IDLE_PATIENCE_S if plan.idle else 0.0
         self._fresh_saves.clear()
+        if self._paged is not None:
+            self._paged.give_up()  # of a step that ended in the middle
         self._follow(plan.epoch)
         self._open()
         for load in plan.loads:
@@ -161,9 +166,19 @@ class WorkerSide:
             logger.warning("Kavern: a save could not begin: %s", error)
             self._report.failed_saves.add(save.request_id)
 
+    @property
+    def is_saving(self) -> bool:
+        return bool(self._fresh_saves)
+
+    def layer_written(self, layer_name: str) -> None:
+        """Within the forward pass: what this layer wrote is in the processor's caches, and twice as fast to copy."""
+        place = self._layers.get(layer_name)
+        if place is not None:
+            self._paged.layer_written(*place)
+
     def finish_saves(self) -> None:
         """After the forward pass: when this returns, the engine may reuse every page."""
-        if self._paged is None or not self._under_way:
+        if not self._fresh_saves:
             return
         bounced = [] if self._bounce is None else [item for save in self._fresh_saves for item in enumerate(save.pages)]
         for group, pages in bounced:
