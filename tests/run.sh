@@ -154,7 +154,9 @@ elif [[ "${stages[*]}" == --quick ]]; then
 fi
 
 deploy/install_deps.sh --tests || { echo "0 passed, 1 failed"; exit 1; }
+times=()
 for stage in "${stages[@]}"; do
+  started=$SECONDS
   case "$stage" in
     lint | dev | asan | tsan | tidy | install | python | vllm) "stage_$stage" ;;
     *)
@@ -162,10 +164,11 @@ for stage in "${stages[@]}"; do
       exit 2
       ;;
   esac
+  times+=("$stage $(((SECONDS - started) / 60)):$(printf %02d $(((SECONDS - started) % 60)))")
 done
 
 [[ -z $left_out ]] || say "left out by --quick: the stage $left_out"
-say "all stages, $((SECONDS / 60)) min $((SECONDS % 60)) s"
+say "all stages, $((SECONDS / 60)) min $((SECONDS % 60)) s:$(printf ' %s,' "${times[@]}" | sed 's/,$//')"
 for name in "${failures[@]}"; do
   printf 'failed: %s\n' "$name"
 done
