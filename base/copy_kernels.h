@@ -39,8 +39,9 @@ std::uint32_t CopyChunks(std::byte* destination, const std::byte* source, std::s
   alignas(kVectorAlignment) std::byte buffer[kChunkBytes];
   for (; chunks > 0; --chunks, source += kChunkBytes, destination += kChunkBytes) {
     for (std::size_t at = 0; at < kChunkBytes; at += kVectorAlignment) {
-      // Past the end of the source it is harmless: a prefetch never faults.
-      __builtin_prefetch(source + at + kPrefetchBytes);
+      // Into the second cache, whose misses do not wait for the few line buffers that the stores
+      // need. Past the end of the source it is harmless: a prefetch never faults.
+      __builtin_prefetch(source + at + kPrefetchBytes, /*rw=*/0, /*locality=*/2);
       for (std::size_t lane = at; lane < at + kVectorAlignment; lane += Vector::kBytes) {
         const typename Vector::Type value = Vector::Load(source + lane);
         Vector::Stream(destination + lane, value);
