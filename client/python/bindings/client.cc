@@ -325,6 +325,25 @@ void BindClient(nb::module_& module) {
            nb::arg("deadline") = nb::none(),
            "UnavailableError when the client has never been attached.")
       .def(
+          "open_namespace_of_config",
+          [](ClientHandle& handle, const nb::object& config, std::uint32_t tokens_per_block,
+             Deadline deadline, const nb::kwargs& names) {
+            const nb::object spec_of = nb::module_::import_("kavern.hf").attr("spec_of_config");
+            const nb::object spec = spec_of(config, tokens_per_block, **names);
+            return OpenNamespace(handle, nb::cast<const NamespaceSpec&>(spec), deadline);
+          },
+          nb::arg("config"), nb::arg("tokens_per_block"), nb::kw_only(),
+          nb::arg("deadline") = nb::none(), nb::arg("names"),
+          nb::sig("def open_namespace_of_config(self, config: str | os.PathLike[str] | "
+                  "collections.abc.Mapping[str, object], tokens_per_block: int, *, "
+                  "model: str | None = None, weights_revision: str | None = None, "
+                  "revision: str | None = None, tensor_parallel_size: int = 1, "
+                  "kv_dtype: str | None = None, adapter: str = '', engine_layout: str = '', "
+                  "epoch: int = 0, deadline: float | None = None) -> Namespace"),
+          "The namespace of a Hugging Face model: of its folder, its name in the local cache, or "
+          "its configuration. As open_namespace of kavern.hf.spec_of_config, which says what the "
+          "arguments mean; the deadline is of the call to the daemon, not of reading weights.")
+      .def(
           "ping",
           [](ClientHandle& handle, Deadline deadline) {
             const std::shared_ptr<Client> client = handle.get();

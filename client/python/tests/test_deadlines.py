@@ -49,6 +49,13 @@ def test_every_call_ends_by_its_deadline_and_what_it_held_comes_back(daemon, pat
     calls = [
         lambda: patient.ping(SHORT),
         lambda: patient.open_namespace(spec_of("other"), deadline=SHORT),
+        lambda: patient.open_namespace_of_config(
+            {"num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 64, "dtype": "int8"},
+            4,
+            model="m",
+            weights_revision="w",
+            deadline=SHORT,
+        ),
         lambda: ns.store(keys[3:], [payload(keys[3])], parent=keys[2], deadline=SHORT),
         lambda: ns.begin_store(keys[3:], parent=keys[2], deadline=SHORT),
         lambda: ns.fetch_into(keys, targets, deadline=SHORT),
