@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "client/python/tests"), str(ROOT / "deploy/vllm")]
 
 from daemon import Daemon  # noqa: E402
+from forked_servers import ForkedServers  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -112,6 +113,14 @@ def tiny_engines(tmp_path_factory):
     engines = TinyEngines(tmp_path_factory.mktemp("tiny"))
     yield engines
     engines.close()
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Starts API servers of vLLM sooner: for Engine."""
+    servers = ForkedServers(tmp_path_factory.mktemp("servers"))
+    yield servers.launch
+    servers.close()
 
 
 def _errors(log: str) -> str:
