@@ -16,6 +16,8 @@ namespace {
 
 constexpr std::size_t kReleasesPerCallMax = 256;
 constexpr std::chrono::milliseconds kReleaseRetryInterval(50);
+// One that hangs is asked again, and must not hold up the end of the client.
+constexpr std::chrono::milliseconds kReleasePatience(1000);
 
 }  // namespace
 
@@ -46,13 +48,14 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> cont
 }
 
 ClientCore::~ClientCore() {
-  Stop();
+  Stop(Until(std::chrono::milliseconds(0)));
 }
 
-void ClientCore::Stop() {
+void ClientCore::Stop(SteadyTime until) {
   {
     MutexLock lock(mu_);
     stop_ = true;
+    stop_until_ = until;
     changed_.NotifyAll();
   }
   if (releaser_.joinable()) releaser_.join();
@@ -116,10 +119,15 @@ absl::Status ClientCore::ReleaseNow(const PendingRelease& release, SteadyTime un
 void ClientCore::ReleaseLoop() {
   for (;;) {
     std::vector<PendingRelease> batch;
+    SteadyTime until;
     {
       MutexLock lock(mu_);
       while (!stop_ && releases_.empty()) changed_.Wait(mu_);
       if (releases_.empty()) return;
+      const SteadyTime now = std::chrono::steady_clock::now();
+      if (stop_ && now >= stop_until_) return;
+      until = now + std::min(options_.deadline, kReleasePatience);
+      if (stop_) until = std::min(until, stop_until_);
       // One call per session: leases of a former one are gone with it.
       const Attachment* const session = releases_.front().attachment.get();
       const std::size_t count_max = releases_.front().is_store ? 1 : kReleasesPerCallMax;
@@ -129,7 +137,7 @@ void ClientCore::ReleaseLoop() {
         releases_.pop_front();
       }
     }
-    const bool sent = SendReleases(batch);
+    const bool sent = SendReleases(batch, until);
     // The daemon is slow, but the session lives, and with it the leases: try again in a while.
     const auto deadline = std::chrono::steady_clock::now() + kReleaseRetryInterval;
     MutexLock lock(mu_);
@@ -146,7 +154,7 @@ void ClientCore::ReleaseLoop() {
   }
 }
 
-bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases) {
+bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases, SteadyTime until) {
   const std::shared_ptr<Attachment>& attachment = releases.front().attachment;
   if (attachment != nullptr && attachment->ended()) return true;
   v1::ReleaseRequest request;
@@ -155,20 +163,19 @@ bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases) {
     for (const auto& suspect : release.suspects) *request.add_suspects() = suspect;
   }
   v1::ReleaseResponse response;
-  const CallContext context = Context(attachment.get(), std::chrono::milliseconds(0));
-  const absl::Status status = releases.front().is_store
-                                  ? SendAbort(releases.front())
-                                  : control_->Release(context, request, &response);
+  const absl::Status status =
+      releases.front().is_store
+          ? SendAbort(releases.front(), until)
+          : control_->Release(Context(attachment.get(), Left(until)), request, &response);
   return !absl::IsDeadlineExceeded(status) && !absl::IsUnavailable(status) &&
          !absl::IsResourceExhausted(status);
 }
 
-absl::Status ClientCore::SendAbort(const PendingRelease& release) {
+absl::Status ClientCore::SendAbort(const PendingRelease& release, SteadyTime until) {
   v1::AbortStoreRequest request;
   request.set_lease_id(release.lease_id);
   v1::AbortStoreResponse response;
-  return control_->AbortStore(Context(release.attachment.get(), std::chrono::milliseconds(0)),
-                              request, &response);
+  return control_->AbortStore(Context(release.attachment.get(), Left(until)), request, &response);
 }
 
 }  // namespace kavern::client

@@ -52,17 +52,29 @@ ClientImpl::~ClientImpl() {
     new (kept) std::shared_ptr<ClientCore>(core_);
     return;
   }
-  core_->Stop();
+  Close(std::chrono::milliseconds(0));
+}
+
+void ClientImpl::Close(std::chrono::milliseconds deadline) {
+  if (!core_->CheckProcess().ok()) return;  // the parent's, and none of its threads are here
+  if (closed_.exchange(true)) return;
+  core_->Stop(core_->Until(deadline));
   link_.reset();
 }
 
-absl::Status ClientImpl::WaitUntilAttached(std::chrono::milliseconds deadline) {
+absl::Status ClientImpl::CheckUsable() const {
   KAVERN_RETURN_IF_ERROR(core_->CheckProcess());
-  return shared_memory_ ? link_->WaitUntilAttached(deadline) : Ping();
+  return closed_ ? absl::FailedPreconditionError("the client was closed") : absl::OkStatus();
+}
+
+absl::Status ClientImpl::WaitUntilAttached(std::chrono::milliseconds deadline) {
+  KAVERN_RETURN_IF_ERROR(CheckUsable());
+  if (shared_memory_) return link_->WaitUntilAttached(deadline);
+  return Ping(std::max(deadline, std::chrono::milliseconds(1)));  // 0 would mean the default
 }
 
 absl::StatusOr<std::shared_ptr<Attachment>> ClientImpl::Attached() const {
-  KAVERN_RETURN_IF_ERROR(core_->CheckProcess());
+  KAVERN_RETURN_IF_ERROR(CheckUsable());
   if (!shared_memory_) return std::shared_ptr<Attachment>();
   return link_->Current();
 }
@@ -86,13 +98,14 @@ absl::Status ClientImpl::ReopenNamespaces(const std::shared_ptr<Attachment>& att
   }
   for (const auto& ns : open) {
     // A namespace that the daemon will not have any more must not keep the others from being used.
-    absl::Status status = ns->OpenOn(attachment);
+    absl::Status status = ns->OpenOn(attachment, std::chrono::milliseconds(0));
     if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) return status;
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<Namespace>> ClientImpl::OpenNamespace(const NamespaceSpec& spec) {
+absl::StatusOr<std::shared_ptr<Namespace>> ClientImpl::OpenNamespace(
+    const NamespaceSpec& spec, std::chrono::milliseconds deadline) {
   KAVERN_RETURN_IF_ERROR(spec.Validate());
   KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Attached());
   auto ns = std::make_shared<NamespaceImpl>(*this, spec);
@@ -101,14 +114,13 @@ absl::StatusOr<std::shared_ptr<Namespace>> ClientImpl::OpenNamespace(const Names
     MutexLock lock(mu_);
     namespaces_.push_back(ns);
   }
-  KAVERN_RETURN_IF_ERROR(Judge(attachment, ns->OpenOn(attachment)));
+  KAVERN_RETURN_IF_ERROR(Judge(attachment, ns->OpenOn(attachment, deadline)));
   return std::shared_ptr<Namespace>(std::move(ns));
 }
 
-absl::Status ClientImpl::Ping() {
+absl::Status ClientImpl::Ping(std::chrono::milliseconds deadline) {
   KAVERN_ASSIGN_OR_RETURN(const std::shared_ptr<Attachment> attachment, Attached());
-  const CallContext context = core_->Context(attachment.get(), std::chrono::milliseconds(0));
-  return Judge(attachment, core_->control().Ping(context));
+  return Judge(attachment, core_->control().Ping(core_->Context(attachment.get(), deadline)));
 }
 
 ConnectionInfo ClientImpl::connection() const {

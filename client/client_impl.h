@@ -72,15 +72,16 @@ class ClientCore {
   std::uint64_t OwedReleases() const;
   // Until the daemon has heard of all that were owed when the ticket was given, or `until`.
   void WaitForReleases(std::uint64_t ticket, SteadyTime until) const;
-  // No more background releases: what is queued is sent, the thread joined. Idempotent.
-  void Stop();
+  // No more background releases: what is queued is sent until `until`, the thread joined.
+  // Idempotent.
+  void Stop(SteadyTime until);
 
  private:
   void ReleaseLoop();
   // Leases of one session and one kind; one alone where it is a write lease. False: not delivered,
   // though the session lives.
-  bool SendReleases(const std::vector<PendingRelease>& releases);
-  absl::Status SendAbort(const PendingRelease& release);
+  bool SendReleases(const std::vector<PendingRelease>& releases, SteadyTime until);
+  absl::Status SendAbort(const PendingRelease& release, SteadyTime until);
 
   const ClientOptions options_;
   const std::unique_ptr<ControlPlane> control_;
@@ -90,6 +91,7 @@ class ClientCore {
   mutable Mutex mu_;
   mutable CondVar changed_;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
+  SteadyTime stop_until_ KAVERN_GUARDED_BY(mu_);  // once stop_ is true
   std::deque<PendingRelease> releases_ KAVERN_GUARDED_BY(mu_);
   std::uint64_t releases_begun_ KAVERN_GUARDED_BY(mu_) = 0;
   std::uint64_t releases_done_ KAVERN_GUARDED_BY(mu_) = 0;
@@ -107,9 +109,11 @@ class ClientImpl final : public Client {
              std::unique_ptr<client::ControlPlane> control);
   ~ClientImpl() override;
 
+  void Close(std::chrono::milliseconds deadline) override;
   absl::Status WaitUntilAttached(std::chrono::milliseconds deadline) override;
-  absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(const NamespaceSpec& spec) override;
-  absl::Status Ping() override;
+  absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(
+      const NamespaceSpec& spec, std::chrono::milliseconds deadline) override;
+  absl::Status Ping(std::chrono::milliseconds deadline) override;
   ConnectionInfo connection() const override;
 
   // For namespaces: the attachment to call with; nullptr on TCP. Unavailable when the daemon is
@@ -123,16 +127,19 @@ class ClientImpl final : public Client {
   const std::shared_ptr<client::ClientCore>& core() const { return core_; }
 
  private:
+  // FailedPrecondition in a forked child, and once it was closed.
+  absl::Status CheckUsable() const;
   absl::Status ReopenNamespaces(const std::shared_ptr<client::Attachment>& attachment);
 
   const std::shared_ptr<client::ClientCore> core_;
   const bool shared_memory_;
   const std::shared_ptr<std::atomic<std::uint64_t>> mapped_bytes_;
+  std::atomic<bool> closed_ = false;
 
   mutable Mutex mu_;
   std::vector<std::weak_ptr<NamespaceImpl>> namespaces_ KAVERN_GUARDED_BY(mu_);
   std::unique_ptr<client::SessionLink>
-      link_;  // nullptr on TCP; last, so that its thread ends first
+      link_;  // nullptr on TCP and once closed; last, so that its thread ends first
 };
 
 }  // namespace kavern

@@ -152,10 +152,10 @@ absl::Status StoreLease::Commit(std::chrono::milliseconds deadline) {
   return status;
 }
 
-void StoreLease::Abort() {
+void StoreLease::Abort(std::chrono::milliseconds deadline) {
   if (state_ == nullptr || state_->lease_id == 0) return;
   if (!state_->core->CheckProcess().ok()) return;
-  state_->GiveBack(state_->core->Context(state_->attachment.get(), std::chrono::milliseconds(0)));
+  state_->GiveBack(state_->core->Context(state_->attachment.get(), deadline));
 }
 
 std::uint64_t StoreLease::State::TakeLease() {
@@ -291,11 +291,11 @@ absl::Status FetchLease::CopyTo(std::size_t i, std::span<const MutableBuffer> pi
   return status;
 }
 
-absl::Status FetchLease::Release() {
+absl::Status FetchLease::Release(std::chrono::milliseconds deadline) {
   if (state_ == nullptr || state_->lease_id == 0) return NoLease();
   client::ClientCore& core = *state_->core;
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
-  return core.ReleaseNow(state_->TakeRelease(), core.Until(std::chrono::milliseconds(0)));
+  return core.ReleaseNow(state_->TakeRelease(), core.Until(deadline));
 }
 
 }  // namespace kavern

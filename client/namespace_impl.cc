@@ -26,12 +26,13 @@ constexpr std::uint64_t kFetchesPerQuota = 4;
 NamespaceImpl::NamespaceImpl(ClientImpl& client, const NamespaceSpec& spec)
     : client_(client), spec_(spec) {}
 
-absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment) {
+absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment,
+                                   std::chrono::milliseconds deadline) {
   ClientCore& core = *client_.core();
   v1::OpenNamespaceRequest request;
   client::FillSpec(spec_, request.mutable_spec());
   v1::OpenNamespaceResponse response;
-  const CallContext context = core.Context(attachment.get(), std::chrono::milliseconds(0));
+  const CallContext context = core.Context(attachment.get(), deadline);
   absl::Status status = core.control().OpenNamespace(context, request, &response);
   NamespaceFingerprint fingerprint;
   if (status.ok() && response.fingerprint().size() != fingerprint.bytes.size()) {
@@ -120,40 +121,42 @@ bool NamespaceImpl::UsesBytesPlane() const {
   return attachment.ok() && *attachment == nullptr;
 }
 
-std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys) const {
+std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys,
+                                 std::chrono::milliseconds deadline) const {
   const auto attachment = Ready();
   if (!attachment.ok() || keys.empty()) return 0;
   if (*attachment != nullptr) {
     const auto directory = (*attachment)->Directory(fingerprint_);
     return directory == nullptr ? 0 : directory->MatchPrefix(keys);
   }
-  const auto response = MatchByCall(keys);
+  const auto response = MatchByCall(keys, deadline);
   return response.ok() ? std::min<std::size_t>(response->prefix_blocks(), keys.size()) : 0;
 }
 
-std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys) const {
+std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys,
+                                            std::chrono::milliseconds deadline) const {
   const auto attachment = Ready();
   if (!attachment.ok() || keys.empty()) return {};
   if (*attachment != nullptr) {
     const auto directory = (*attachment)->Directory(fingerprint_);
     return directory == nullptr ? std::vector<Tier>() : directory->MatchTiers(keys);
   }
-  const auto response = MatchByCall(keys);
+  const auto response = MatchByCall(keys, deadline);
   if (!response.ok()) return {};
   std::vector<Tier> tiers;
   for (const int tier : response->tiers()) tiers.push_back(client::TierOf(tier));
   return tiers;
 }
 
-absl::StatusOr<v1::MatchResponse> NamespaceImpl::MatchByCall(std::span<const BlockKey> keys) const {
+absl::StatusOr<v1::MatchResponse> NamespaceImpl::MatchByCall(
+    std::span<const BlockKey> keys, std::chrono::milliseconds deadline) const {
   v1::MatchRequest request;
   request.set_fingerprint(client::PackFingerprint(fingerprint_));
   request.set_keys(
       client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
   v1::MatchResponse response;
   ClientCore& core = *client_.core();
-  KAVERN_RETURN_IF_ERROR(core.control().Match(core.Context(nullptr, std::chrono::milliseconds(0)),
-                                              request, &response));
+  KAVERN_RETURN_IF_ERROR(core.control().Match(core.Context(nullptr, deadline), request, &response));
   return response;
 }
 

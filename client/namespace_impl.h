@@ -25,12 +25,15 @@ class NamespaceImpl final : public Namespace {
   // Opens the namespace in the session of `attachment` (nullptr: TCP), and waits for its directory.
   // FailedPrecondition when the fingerprint is not the one of the first time: keys that callers
   // hold would mean other blocks.
-  absl::Status OpenOn(const std::shared_ptr<client::Attachment>& attachment);
+  absl::Status OpenOn(const std::shared_ptr<client::Attachment>& attachment,
+                      std::chrono::milliseconds deadline);
 
   const NamespaceFingerprint& fingerprint() const override { return fingerprint_; }
   const NamespaceSpec& spec() const override { return spec_; }
-  std::size_t Match(std::span<const BlockKey> keys) const override;
-  std::vector<Tier> MatchTiers(std::span<const BlockKey> keys) const override;
+  std::size_t Match(std::span<const BlockKey> keys,
+                    std::chrono::milliseconds deadline) const override;
+  std::vector<Tier> MatchTiers(std::span<const BlockKey> keys,
+                               std::chrono::milliseconds deadline) const override;
   absl::StatusOr<StoreLease> BeginStore(const StoreRequest& request) override;
   absl::StatusOr<FetchLease> Fetch(const FetchRequest& request) override;
   absl::StatusOr<StoreResult> Store(const StoreRequest& request,
@@ -52,7 +55,8 @@ class NamespaceImpl final : public Namespace {
   absl::StatusOr<std::size_t> PiecesPerKey(std::size_t keys, std::span<const Buffer> buffers,
                                            std::uint32_t group) const;
   bool UsesBytesPlane() const;
-  absl::StatusOr<v1::MatchResponse> MatchByCall(std::span<const BlockKey> keys) const;
+  absl::StatusOr<v1::MatchResponse> MatchByCall(std::span<const BlockKey> keys,
+                                                std::chrono::milliseconds deadline) const;
   // Parts that became readable, by index into the request's keys.
   using OnReady = std::function<void(FetchLease::State&, std::span<const std::size_t>)>;
   // Calls `on_ready` on this thread, as parts become readable.

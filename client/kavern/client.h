@@ -135,7 +135,9 @@ class StoreLease {
   absl::Status Commit(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
   std::uint64_t durable_blocks() const;
   const std::string& not_durable_reason() const;
-  void Abort();
+  // Gives back what was not committed. A daemon that does not answer by the deadline is told in the
+  // background.
+  void Abort(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
 
  private:
   friend class NamespaceImpl;
@@ -169,8 +171,9 @@ class FetchLease {
   // InvalidArgument when pieces are not PartBytes long.
   absl::Status CopyTo(std::size_t i, std::span<const MutableBuffer> pieces);
 
-  // Releases now, and waits for the daemon's answer.
-  absl::Status Release();
+  // Releases now, and waits for the daemon's answer. The lease is over whatever it says:
+  // DeadlineExceeded means that the daemon is told in the background.
+  absl::Status Release(std::chrono::milliseconds deadline = std::chrono::milliseconds{0});
 
  private:
   friend class NamespaceImpl;
@@ -255,10 +258,14 @@ class Namespace {
 
   // Length of the longest cached prefix of `keys`: read from shared memory, no RPC, no lock that
   // the daemon could hold. A hint: Fetch tells for certain. 0 while the daemon is away. (On TCP:
-  // one RPC.)
-  virtual std::size_t Match(std::span<const BlockKey> keys) const = 0;
+  // one RPC, which the deadline is of; 0 when it is not answered by then.)
+  virtual std::size_t Match(std::span<const BlockKey> keys,
+                            std::chrono::milliseconds deadline = std::chrono::milliseconds{
+                                0}) const = 0;
   // The same, saying of each block of that prefix the fastest tier that has it.
-  virtual std::vector<Tier> MatchTiers(std::span<const BlockKey> keys) const = 0;
+  virtual std::vector<Tier> MatchTiers(
+      std::span<const BlockKey> keys,
+      std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) const = 0;
 
   // Store in three steps, for callers that copy themselves: lease, fill, commit. FailedPrecondition
   // on TCP.
@@ -315,13 +322,20 @@ struct ConnectionInfo {
 };
 
 // A connection to one daemon. Thread-safe. After fork() the child must make its own: calls on the
-// parent's answer FailedPrecondition there.
+// parent's answer FailedPrecondition there. A deadline of 0 is ClientOptions::deadline.
 class Client {
  public:
   // Never waits for the daemon: when it is away, calls answer Unavailable at once and the client
   // goes on attaching in the background. InvalidArgument for a bad option.
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
+  // Closes it, if that was not done.
   virtual ~Client() = default;
+
+  // Ends the session. Within the deadline the daemon is told of leases that were given back in the
+  // background; what it does not hear of it keeps until this process has ended. An attach or a
+  // release under way ends first, which takes a second at most. Like the destructor it waits for no
+  // call of other threads: there may be none. Afterwards calls answer FailedPrecondition.
+  virtual void Close(std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) = 0;
 
   // Waits until the client is attached. DeadlineExceeded: no daemon in time. One that refuses says
   // so by its own code, at the deadline too: PermissionDenied, InvalidArgument, ResourceExhausted.
@@ -329,10 +343,12 @@ class Client {
 
   // Unavailable when the client has never been attached: the tenant, and so every key, is unknown
   // before.
-  virtual absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(const NamespaceSpec& spec) = 0;
+  virtual absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(
+      const NamespaceSpec& spec,
+      std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) = 0;
 
   // One empty round trip.
-  virtual absl::Status Ping() = 0;
+  virtual absl::Status Ping(std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) = 0;
 
   virtual ConnectionInfo connection() const = 0;
 

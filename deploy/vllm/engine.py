@@ -57,9 +57,20 @@ class Answer:
 
 
 class Engine:
-    """directory: for the socket and the log, engine.log. A context manager, which ends it."""
+    """directory: for the socket and the log, engine.log. launch: starts its first process, as subprocess.Popen does. A context
+    manager, which ends it."""
 
-    def __init__(self, python, model, directory, *, kv_transfer_config=None, arguments=(), environment=None):
+    def __init__(
+        self,
+        python,
+        model,
+        directory,
+        *,
+        kv_transfer_config=None,
+        arguments=(),
+        environment=None,
+        launch=subprocess.Popen,
+    ):
         self._directory = pathlib.Path(directory)
         self._socket = self._directory / "engine.sock"
         self._command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
@@ -76,6 +87,7 @@ class Engine:
             "HF_HUB_OFFLINE": "1",
         }
         self._environment |= environment or {}
+        self._launch = launch
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> Engine:
@@ -91,7 +103,7 @@ class Engine:
     def start(self, timeout_s: float = 600) -> None:
         self._socket.unlink(missing_ok=True)
         with open(self._directory / "engine.log", "a") as log:
-            self._process = subprocess.Popen(
+            self._process = self._launch(
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         give_up = time.monotonic() + timeout_s

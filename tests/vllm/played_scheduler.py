@@ -1,5 +1,6 @@
 """vLLM's scheduler as the connector's scheduler half sees it, played by hand or from a recording."""
 
+import time
 from types import SimpleNamespace
 
 import kavern
@@ -98,4 +99,16 @@ def store(scheduler: Scheduler, daemon, tokens, blocks: int) -> list[bytes]:
         part = namespace.spec.layout.part_bytes()
         for group in range(len(scheduler.identity.groups)):
             assert not namespace.store(keys, [bytes(part)] * blocks, group=group).decline_reason
-        return keys
+        stored_in = namespace.fingerprint
+    _wait_until_seen(scheduler, stored_in, keys)
+    return keys
+
+
+def _wait_until_seen(scheduler: Scheduler, stored_in: bytes, keys: list[bytes]) -> None:
+    """A client is told of what another one stored a moment later; one in another namespace never is."""
+    give_up = time.monotonic() + 30
+    while True:
+        namespace = scheduler.side._link.namespace()
+        if namespace is not None and (namespace.fingerprint != stored_in or namespace.match(keys) == len(keys)):
+            return
+        assert time.monotonic() < give_up

@@ -43,9 +43,10 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
     more = [draw.randrange(3, 500) for _ in range(MORE_TOKENS)]
 
     checked = transfer_config(empty_daemon.address, kavern_bounce=bounce)
+    without = tiny_engines.begin(model, [{"prompt": first}, {"more": more}], None, ranks)
     (once,) = tiny_engines.run(model, [{"prompt": first}], checked, ranks, as_on_gpu=as_on_gpu)
     second = first + once["tokens"] + more
-    earlier, expected = tiny_engines.run(model, [{"prompt": first}, {"prompt": second}], None, ranks)
+    earlier, expected = tiny_engines.answers(without)
     assert earlier["tokens"] == once["tokens"]
     assert earlier["logprobs"] == once["logprobs"]
     hit = (PROMPT_TOKENS + len(once["tokens"]) - 1) // block_tokens * block_tokens
@@ -95,13 +96,14 @@ def test_after_a_failed_load_the_answer_is_that_of_a_computed_prompt(
     second = first + [draw.randrange(3, 500) for _ in range(MORE_TOKENS)]
     hit = PROMPT_TOKENS // 128 * 128
 
-    _, expected = tiny_engines.run(model, [{"prompt": first}, {"prompt": second}])
+    without = tiny_engines.begin(model, [{"prompt": first}, {"prompt": second}])
     last_block = {"slot": hit // 128 - 1, "first": 32768, "length": 32768}
     damage = {"daemon_pid": empty_daemon.process.pid, "slot_bytes": slot_bytes, "item_bytes": 2, **last_block}
     transfer = transfer_config(empty_daemon.address, kavern_bounce=bounce)
     _, damaged, got = tiny_engines.run(
         model, [{"prompt": first}, {"damage": damage}, {"prompt": second}], transfer, as_on_gpu=as_on_gpu
     )
+    _, expected = tiny_engines.answers(without)
     assert damaged["damaged"] > 0
     assert got["told"]["kavern"]["miss"] == "a load failed"
     # Computed in another split: near, not equal.

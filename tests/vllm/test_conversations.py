@@ -21,7 +21,7 @@ def small_daemon(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory, chat_model, small_daemon):
+def engine(tmp_path_factory, chat_model, small_daemon, launch):
     engine = Engine(
         sys.executable,
         chat_model,
@@ -29,6 +29,7 @@ def engine(tmp_path_factory, chat_model, small_daemon):
         kv_transfer_config=transfer_config(small_daemon.address),
         arguments=["--max-model-len", "2048", "--dtype", "float32"],
         environment={"VLLM_SERVER_DEV_MODE": "1"},
+        launch=launch,
     )
     engine.start()
     yield engine

@@ -22,10 +22,11 @@ ARGUMENTS = ["--max-model-len", "4096", "--enable-prompt-tokens-details", "--dty
 
 
 @pytest.fixture(scope="module")
-def make_engine(tmp_path_factory, chat_model):
+def make_engine(tmp_path_factory, chat_model, launch):
     engines = []
 
-    def make(transfer=None, start=True) -> Engine:
+    def make(transfer=None) -> Engine:
+        """Not started."""
         directory = tmp_path_factory.mktemp("engine")
         environment = {"VLLM_SERVER_DEV_MODE": "1"}
         engines.append(
@@ -36,10 +37,9 @@ def make_engine(tmp_path_factory, chat_model):
                 kv_transfer_config=transfer,
                 arguments=ARGUMENTS,
                 environment=environment,
+                launch=launch,
             )
         )
-        if start:
-            engines[-1].start()
         return engines[-1]
 
     yield make
@@ -47,12 +47,17 @@ def make_engine(tmp_path_factory, chat_model):
         engine.kill()
 
 
-@pytest.fixture(scope="module")
-def both(make_engine, daemon):
-    """An engine without Kavern and one with it, started together, which takes less time."""
-    engines = [make_engine(start=False), make_engine(transfer_config(daemon.address), start=False)]
+def start_together(*engines: Engine) -> None:
+    """Takes little longer than one alone: most of it is one thread that imports."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(Engine.start, engines))
+
+
+@pytest.fixture(scope="module")
+def both(make_engine, daemon):
+    """An engine without Kavern and one with it."""
+    engines = make_engine(), make_engine(transfer_config(daemon.address))
+    start_together(*engines)
     return engines
 
 
@@ -69,19 +74,23 @@ def reference(both):
 
 
 @pytest.fixture(scope="module")
-def played(both, reference):
-    """The same with Kavern, and a crash in the middle."""
+def unchecked(make_engine, daemon):
+    """Not started: an engine that believes whatever is in Kavern."""
+    return make_engine(transfer_config(daemon.address, kavern_verify_checksums=False))
+
+
+@pytest.fixture(scope="module")
+def played(both, reference, unchecked):
+    """The same with Kavern, and a crash in the middle. `unchecked` starts with the engine that comes back."""
     engine = both[1]
     histories = [[] for _ in range(CONVERSATIONS)]
     turns = []
     for turn in range(TURNS):
         if turn == KILLED_BEFORE:
             engine.kill()
-            engine.start()
+            start_together(engine, unchecked)
         turns.append([play(engine, i, history, turn, MAX_TOKENS) for i, history in enumerate(histories)])
-    samples = engine.metrics()
-    engine.kill()
-    return turns, samples
+    return turns, engine.metrics()
 
 
 def test_answers_are_those_of_an_engine_that_was_not_restarted(reference, played):
@@ -98,21 +107,22 @@ def test_answers_are_those_of_an_engine_that_was_not_restarted(reference, played
     print(f"{CONVERSATIONS} conversations, {TURNS} turns, {tokens} tokens equal, {from_kavern:.0f} tokens from Kavern")
 
 
-def test_a_damaged_layer_changes_the_answer_when_checksums_are_off(reference, played, make_engine, daemon):
+def test_a_damaged_layer_changes_the_answer_when_checksums_are_off(reference, played, unchecked, daemon):
     turns, histories = reference
     # The first conversation's first block lies in the first slot of the first region.
     where = {"slot": 0, "first": 15 * LAYER_BYTES, "length": LAYER_BYTES, "regions_max": 1}
     assert damage.flip_signs(daemon.process.pid, BLOCK_BYTES, **where) == 1
-    engine = make_engine(transfer_config(daemon.address, kavern_verify_checksums=False))
-    answer = engine.chat(histories[0][:-1], MAX_TOKENS)
-    assert engine.metrics()["vllm:kavern_hit_tokens_total"] > 0
-    engine.kill()
+    answer = unchecked.chat(histories[0][:-1], MAX_TOKENS)
+    assert unchecked.metrics()["vllm:kavern_hit_tokens_total"] > 0
+    unchecked.kill()
     assert answer.logprobs != turns[-1][0].logprobs, "the comparison does not see a damaged layer"
 
 
-def test_damage_is_found_and_recomputed(reference, played, make_engine, daemon):
+def test_damage_is_found_and_recomputed(reference, played, both):
     turns, histories = reference
-    engine = make_engine(transfer_config(daemon.address))
+    engine = both[1]
+    assert played[1].get("vllm:kavern_load_failures_total", 0) == 0
+    engine.forget()
     answer = engine.chat(histories[0][:-1], MAX_TOKENS)
     samples = engine.metrics()
     assert samples["vllm:kavern_load_failures_total"] == 1

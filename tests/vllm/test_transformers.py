@@ -1,6 +1,9 @@
 """Caches of transformers' models in Kavern: what comes back computes what the cache in memory computes, to the bit."""
 
 import copy
+import os
+import signal
+import time
 
 import kavern
 import pytest
@@ -108,6 +111,8 @@ def test_without_a_daemon_the_model_computes(model, client, daemon):
     assert keeper.save(sequence, cache) > 0
     second = torch.cat((sequence, draw(MORE, 2)), 1)
     daemon.kill()
+    while client.connection.attached:  # what the dead one listed is mapped until then
+        pass
     assert keeper.load(second).get_seq_length() == 0
     assert keeper.save(sequence, cache) == 0
     with kavern.Client(daemon.address) as early:  # before the daemon
@@ -117,6 +122,27 @@ def test_without_a_daemon_the_model_computes(model, client, daemon):
         early.wait_until_attached()
         assert other.save(sequence, cache) > 0
         assert other.load(second).get_seq_length() > 0
+
+
+def test_a_daemon_that_hangs_is_waited_for_until_the_deadline(tmp_path, daemon):
+    folder = tiny_models.write("hybrid", tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sequence, cache = first_turn(model)
+    with kavern.Client(daemon.address, deadline=600) as patient:
+        patient.wait_until_attached()
+        keeper = CacheKeeper(patient, model, revision="hangs")
+        assert keeper.save(sequence, cache, deadline=60) > 0
+        began = time.monotonic()
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            assert keeper.load(sequence, deadline=0.2).get_seq_length() == 0
+            assert keeper.save(sequence.flip(1), cache, deadline=0.2) == 0  # what is stored already needs nobody
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        assert time.monotonic() - began < 60
+        assert keeper.load(sequence, deadline=60).get_seq_length() > 0
+        with pytest.raises(kavern.InvalidArgumentError, match="deadline: got 0"):
+            keeper.load(sequence, deadline=0)
 
 
 def test_what_changes_the_kv_is_part_of_the_identity(tmp_path, client):

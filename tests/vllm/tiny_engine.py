@@ -1,16 +1,21 @@
 """Runs prompts on tiny models, each plan in an engine and a process of its own, which ends with it.
 
-Reads plans from stdin, one line of JSON each, and answers each with one line:
+Reads plans from stdin, one line of JSON each:
 
-    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "as_on_gpu", "steps": [...], "log": path}
-        ->  [answers], or null: see the log
+    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "as_on_gpu", "steps": [...],
+     "number": of the plan, "log": path, "answers": path}
 
-A step is {"prompt": [token ids]} or {"damage": arguments of damage.flip_signs}; before a damage step the engine forgets
-its own prefix cache. Importing vLLM takes longer than such an engine lives, so it is imported once, and forked.
+and says on stdout, a line each, as they come: the number of a plan that has ended. Its answers are then in the file; where
+there is none, see the log. Plans run side by side.
+
+A step is {"prompt": [token ids]}, or {"more": [token ids]}: the prompt before, its answer, and these; or {"damage":
+arguments of damage.flip_signs}, before which the engine forgets its own prefix cache. Importing vLLM takes longer than such
+an engine lives, so it is imported once, and forked.
 """
 
 import json
 import os
+import signal
 import sys
 import traceback
 
@@ -18,8 +23,8 @@ import damage
 
 
 def main() -> None:
-    answers = os.dup(1)
-    os.dup2(2, 1)  # vLLM prints; only the answers go to stdout
+    ended = os.dup(1)
+    os.dup2(2, 1)  # vLLM prints; only numbers go to stdout
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -29,25 +34,33 @@ def main() -> None:
     import vllm.v1.engine.llm_engine  # noqa: F401
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _run(json.loads(line), answers)
-        _, status = os.waitpid(child, 0)
-        if status != 0:
-            os.write(answers, b"null\n")
+        if os.fork() == 0:
+            _watch(json.loads(line), ended)
 
 
-def _run(plan: dict, answers: int) -> None:
-    """In the child: never returns."""
+def _watch(plan: dict, ended: int) -> None:
+    """In a child, which says how its own child ended: never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    engine = os.fork()
+    if engine == 0:
+        _run(plan)
+    os.waitpid(engine, 0)
+    os.write(ended, f"{plan['number']}\n".encode())
+    os._exit(0)
+
+
+def _run(plan: dict) -> None:
+    """In the child's child: never returns."""
     code = 1
     try:
         log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        line = json.dumps(_answers(plan)) + "\n"
-        with os.fdopen(answers, "w") as out:
-            out.write(line)
+        answers = json.dumps(_answers(plan))
+        with open(plan["answers"], "w") as out:
+            out.write(answers)
         code = 0
     except BaseException:  # noqa: BLE001 what the parent shall see is in the log
         traceback.print_exc()
@@ -79,12 +92,14 @@ def _answers(plan: dict) -> list:
     )
     sampling = SamplingParams(temperature=0, max_tokens=16, logprobs=5, detokenize=False, ignore_eos=True)
     answers = []
+    prompt = []
     for step in plan["steps"]:
         if "damage" in step:
             assert engine.reset_prefix_cache()
             answers.append({"damaged": damage.flip_signs(**step["damage"])})
             continue
-        (result,) = engine.generate([{"prompt_token_ids": step["prompt"]}], sampling, use_tqdm=False)
+        prompt = prompt + answers[-1]["tokens"] + step["more"] if "more" in step else step["prompt"]
+        (result,) = engine.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
         (output,) = result.outputs
         answers.append(
             {

@@ -27,6 +27,15 @@ struct ClientHandle {
     if (client == nullptr) Check(absl::FailedPreconditionError("the client was closed"));
     return client;
   }
+
+  // The last to let go ends the client, by the deadline.
+  void Close(Deadline deadline) {
+    const auto wait = DeadlineOf(deadline);
+    const std::shared_ptr<Client> closed = std::move(client);
+    if (closed.use_count() != 1) return;
+    nb::gil_scoped_release unlocked;
+    closed->Close(wait);
+  }
 };
 
 std::shared_ptr<Client> MakeClient(const ClientOptions& options) {
@@ -36,6 +45,17 @@ std::shared_ptr<Client> MakeClient(const ClientOptions& options) {
     client = Client::Create(options);
   }
   return {Take(std::move(client)).release(), Destroy};
+}
+
+NamespaceHandle OpenNamespace(ClientHandle& handle, const NamespaceSpec& spec, Deadline deadline) {
+  const std::shared_ptr<Client> client = handle.get();
+  const auto wait = DeadlineOf(deadline);
+  absl::StatusOr<std::shared_ptr<Namespace>> ns;
+  {
+    nb::gil_scoped_release unlocked;
+    ns = client->OpenNamespace(spec, wait);
+  }
+  return {client, Take(std::move(ns))};
 }
 
 void CheckBuffers(std::size_t keys, std::size_t buffers) {
@@ -116,10 +136,11 @@ std::unique_ptr<FetchLeaseHandle> Fetch(NamespaceHandle& handle, const Keys& key
   return std::make_unique<FetchLeaseHandle>(handle, Take(std::move(lease)), keys.size());
 }
 
-std::size_t Match(NamespaceHandle& handle, const Keys& keys) {
+std::size_t Match(NamespaceHandle& handle, const Keys& keys, Deadline deadline) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const auto wait = DeadlineOf(deadline);
   nb::gil_scoped_release unlocked;
-  return handle.ns->Match(block_keys);
+  return handle.ns->Match(block_keys, wait);
 }
 
 std::vector<std::string_view> NamesOf(const std::vector<Tier>& tiers) {
@@ -129,10 +150,12 @@ std::vector<std::string_view> NamesOf(const std::vector<Tier>& tiers) {
   return names;
 }
 
-std::vector<std::string_view> MatchTiers(NamespaceHandle& handle, const Keys& keys) {
+std::vector<std::string_view> MatchTiers(NamespaceHandle& handle, const Keys& keys,
+                                         Deadline deadline) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
+  const auto wait = DeadlineOf(deadline);
   nb::gil_scoped_release unlocked;
-  return NamesOf(handle.ns->MatchTiers(block_keys));
+  return NamesOf(handle.ns->MatchTiers(block_keys, wait));
 }
 
 PrefetchProgress Prefetch(NamespaceHandle& handle, const Keys& keys, Deadline deadline,
@@ -215,10 +238,12 @@ void BindNamespace(nb::module_& module) {
                                  handle.ns->spec().layout.tokens_per_block);
           },
           "The keys of a new conversation in this namespace.")
-      .def("match", &Match, nb::arg("keys"),
+      .def("match", &Match, nb::arg("keys"), nb::kw_only(), nb::arg("deadline") = nb::none(),
            "Length of the longest cached prefix of keys: read from shared memory, no RPC. A hint: "
-           "a fetch tells for certain. 0 while the daemon is away.")
-      .def("match_tiers", &MatchTiers, nb::arg("keys"),
+           "a fetch tells for certain. 0 while the daemon is away. Over TCP it is a call, which "
+           "the deadline is of; 0 when it is not answered by then.")
+      .def("match_tiers", &MatchTiers, nb::arg("keys"), nb::kw_only(),
+           nb::arg("deadline") = nb::none(),
            "The same, as the fastest tier of each block of that prefix: 'hbm', 'ram' or 'nvme'.")
       .def(
           "prefetch", &Prefetch, nb::arg("keys"), nb::kw_only(), nb::arg("deadline") = nb::none(),
@@ -253,7 +278,8 @@ void BindClient(nb::module_& module) {
   nb::class_<ClientHandle>(
       module, "Client",
       "A connection to one daemon. Thread-safe. A forked child makes its own: its parent's raises "
-      "FailedPreconditionError there. A context manager, which closes it.")
+      "FailedPreconditionError there. A context manager, which closes it. Every deadline is in "
+      "seconds; None: the client's own.")
       .def(
           "__init__",
           [](ClientHandle* self, const std::string& address, const std::string& tenant,
@@ -295,40 +321,53 @@ void BindClient(nb::module_& module) {
           "DeadlineExceededError: no daemon in time. One that refused until then: the error that "
           "it "
           "gave, such as PermissionDeniedError.")
+      .def("open_namespace", &OpenNamespace, nb::arg("spec"), nb::kw_only(),
+           nb::arg("deadline") = nb::none(),
+           "UnavailableError when the client has never been attached.")
       .def(
-          "open_namespace",
-          [](ClientHandle& handle, const NamespaceSpec& spec) {
-            const std::shared_ptr<Client> client = handle.get();
-            absl::StatusOr<std::shared_ptr<Namespace>> ns;
-            {
-              nb::gil_scoped_release unlocked;
-              ns = client->OpenNamespace(spec);
-            }
-            return NamespaceHandle{client, Take(std::move(ns))};
+          "open_namespace_of_config",
+          [](ClientHandle& handle, const nb::object& config, std::uint32_t tokens_per_block,
+             Deadline deadline, const nb::kwargs& names) {
+            const nb::object spec_of = nb::module_::import_("kavern.hf").attr("spec_of_config");
+            const nb::object spec = spec_of(config, tokens_per_block, **names);
+            return OpenNamespace(handle, nb::cast<const NamespaceSpec&>(spec), deadline);
           },
-          nb::arg("spec"), "UnavailableError when the client has never been attached.")
+          nb::arg("config"), nb::arg("tokens_per_block"), nb::kw_only(),
+          nb::arg("deadline") = nb::none(), nb::arg("names"),
+          nb::sig("def open_namespace_of_config(self, config: str | os.PathLike[str] | "
+                  "collections.abc.Mapping[str, object], tokens_per_block: int, *, "
+                  "model: str | None = None, weights_revision: str | None = None, "
+                  "revision: str | None = None, tensor_parallel_size: int = 1, "
+                  "kv_dtype: str | None = None, adapter: str = '', engine_layout: str = '', "
+                  "epoch: int = 0, deadline: float | None = None) -> Namespace"),
+          "The namespace of a Hugging Face model: of its folder, its name in the local cache, or "
+          "its configuration. As open_namespace of kavern.hf.spec_of_config, which says what the "
+          "arguments mean; the deadline is of the call to the daemon, not of reading weights.")
       .def(
           "ping",
-          [](ClientHandle& handle) {
+          [](ClientHandle& handle, Deadline deadline) {
             const std::shared_ptr<Client> client = handle.get();
+            const auto wait = DeadlineOf(deadline);
             absl::Status status;
             {
               nb::gil_scoped_release unlocked;
-              status = client->Ping();
+              status = client->Ping(wait);
             }
             Check(status);
           },
-          "One empty round trip.")
+          nb::arg("deadline") = nb::none(), "One empty round trip.")
       .def_prop_ro("connection",
                    [](const ClientHandle& handle) { return handle.get()->connection(); })
       .def(
-          "close", [](ClientHandle& handle) { handle.client.reset(); },
-          "Lets go of the daemon once its namespaces and leases are gone, too. Idempotent.")
+          "close", &ClientHandle::Close, nb::arg("deadline") = nb::none(),
+          "Lets go of the daemon once its namespaces and leases are gone, too. Within the deadline "
+          "the daemon is told of leases that were given back; an attach under way ends first, "
+          "which takes a second at most. Idempotent.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__",
           [](ClientHandle& handle, const nb::object&, const nb::object&, const nb::object&) {
-            handle.client.reset();
+            handle.Close(std::nullopt);
           },
           nb::arg("type").none(), nb::arg("value").none(), nb::arg("traceback").none());
 }

@@ -1,7 +1,9 @@
 // What is shared by whom: layouts, namespace specs, block keys.
 #include <nanobind/operators.h>
+#include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "client/python/bindings/bindings.h"
 
@@ -52,7 +54,21 @@ void BindLayout(nb::module_& module) {
       .def_ro("window_tokens", &LayerGroup::window_tokens)
       .def_ro("latent_dim", &LayerGroup::latent_dim)
       .def_ro("state_bytes", &LayerGroup::state_bytes)
-      .def(nb::self == nb::self);
+      .def(nb::self == nb::self)
+      .def("__getstate__",
+           [](const LayerGroup& group) {
+             return std::tuple(static_cast<int>(group.kind), group.layer_count, group.kv_heads,
+                               group.head_dim, group.window_tokens, group.latent_dim,
+                               group.state_bytes);
+           })
+      .def("__setstate__",
+           [](LayerGroup& group,
+              const std::tuple<int, std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t,
+                               std::uint32_t, std::uint64_t>& state) {
+             const auto& [kind, layers, heads, dim, window, latent, bytes] = state;
+             new (&group) LayerGroup{
+                 static_cast<LayerGroupKind>(kind), layers, heads, dim, window, latent, bytes};
+           });
 
   nb::class_<KvLayout>(module, "KvLayout",
                        "What one block's KV looks like. A part is what one shard stores of one "
@@ -98,7 +114,24 @@ void BindLayout(nb::module_& module) {
           nb::arg("group") = 0, "Bytes of one part: what one key's buffers must hold.")
       .def_prop_ro("block_bytes", &KvLayout::BlockBytes, "Bytes of a block, all of its parts.")
       .def_prop_ro("bytes_per_token", &KvLayout::BytesPerToken)
-      .def(nb::self == nb::self);
+      .def(nb::self == nb::self)
+      .def("__getstate__",
+           [](const KvLayout& layout) {
+             return std::tuple(std::string(NameOf(layout.dtype)), layout.tokens_per_block,
+                               layout.shard_count, layout.groups);
+           })
+      .def("__setstate__",
+           [](KvLayout& layout, const std::tuple<std::string, std::uint32_t, std::uint32_t,
+                                                 std::vector<LayerGroup>>& state) {
+             const auto& [dtype, tokens_per_block, shard_count, groups] = state;
+             KvLayout made;
+             made.dtype = Take(ParseDtype(dtype));
+             made.tokens_per_block = tokens_per_block;
+             made.shard_count = shard_count;
+             made.groups = groups;
+             Check(made.Validate());
+             new (&layout) KvLayout(std::move(made));
+           });
 
   nb::class_<NamespaceSpec>(module, "NamespaceSpec",
                             "Everything that must be equal for two workers to share blocks. Names "
@@ -132,7 +165,22 @@ void BindLayout(nb::module_& module) {
       .def_ro("rope", &NamespaceSpec::rope)
       .def_ro("engine_layout", &NamespaceSpec::engine_layout)
       .def_ro("epoch", &NamespaceSpec::epoch)
-      .def(nb::self == nb::self);
+      .def(nb::self == nb::self)
+      .def("__getstate__",
+           [](const NamespaceSpec& spec) {
+             return std::tuple(spec.model, spec.weights_revision, spec.adapter, spec.quantization,
+                               spec.rope, spec.engine_layout, spec.epoch, spec.layout);
+           })
+      .def("__setstate__",
+           [](NamespaceSpec& spec,
+              const std::tuple<std::string, std::string, std::string, std::string, std::string,
+                               std::string, std::uint64_t, KvLayout>& state) {
+             NamespaceSpec made;
+             std::tie(made.model, made.weights_revision, made.adapter, made.quantization, made.rope,
+                      made.engine_layout, made.epoch, made.layout) = state;
+             Check(made.Validate());
+             new (&spec) NamespaceSpec(std::move(made));
+           });
 
   nb::class_<BlockKeyChain>(module, "BlockKeyChain",
                             "The keys of one growing conversation, each computed once. Not "

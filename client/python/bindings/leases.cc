@@ -129,11 +129,14 @@ void BindLeases(nb::module_& module) {
            "rubbish.")
       .def(
           "release",
-          [](FetchLeaseHandle& handle) {
-            Check(handle.End([](FetchLease& lease) { return lease.Release(); }));
+          [](FetchLeaseHandle& handle, Deadline deadline) {
+            const auto wait = DeadlineOf(deadline);
+            Check(handle.End([&](FetchLease& lease) { return lease.Release(wait); }));
           },
-          "Releases now. BufferError while arrays of the leased memory are alive; "
-          "FailedPreconditionError when it was released before.")
+          nb::arg("deadline") = nb::none(),
+          "Releases now, and waits for the daemon's answer. DeadlineExceededError: it is told in "
+          "the background; the lease is over all the same. BufferError while arrays of the leased "
+          "memory are alive; FailedPreconditionError when it was released before.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__",
@@ -206,13 +209,17 @@ void BindLeases(nb::module_& module) {
           "BufferError while arrays of the leased memory are alive.")
       .def(
           "abort",
-          [](StoreLeaseHandle& handle) {
-            Check(handle.End([](StoreLease& lease) {
-              lease.Abort();
+          [](StoreLeaseHandle& handle, Deadline deadline) {
+            const auto wait = DeadlineOf(deadline);
+            Check(handle.End([&](StoreLease& lease) {
+              lease.Abort(wait);
               return absl::OkStatus();
             }));
           },
-          "Gives back what was not committed.")
+          nb::arg("deadline") = nb::none(),
+          "Gives back what was not committed. A daemon that does not answer by the deadline is "
+          "told "
+          "in the background. BufferError while arrays of the leased memory are alive.")
       .def("__enter__", [](nb::object self) { return self; })
       .def(
           "__exit__",

@@ -1,14 +1,21 @@
-"""KV layouts of Hugging Face models, from their config.json. What is not understood is refused, never guessed."""
+"""Namespaces and KV layouts of Hugging Face models, from their config.json. What is not understood is refused, never
+guessed.
+
+    ns = client.open_namespace_of_config("/models/llama-3-8b", tokens_per_block=16)
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Union
 
-from kavern._kavern import KvLayout, LayerGroup, LayerGroupKind
+from kavern._kavern import KvLayout, LayerGroup, LayerGroupKind, NamespaceSpec
 from kavern.errors import InvalidArgumentError, UnimplementedError
+from kavern.weights import cached_snapshot, short_name
+from kavern.weights import weights_revision as revision_by_content
 
 # Keys of configurations whose layers do not all keep K and V per token.
 _RECURRENT_KEYS = (
@@ -31,6 +38,61 @@ def load_config(path: Union[str, os.PathLike]) -> dict:
         path = os.path.join(path, "config.json")
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def spec_of_config(
+    config: Union[str, os.PathLike, Mapping[str, Any]],
+    tokens_per_block: int,
+    *,
+    model: str | None = None,
+    weights_revision: str | None = None,
+    revision: str | None = None,
+    tensor_parallel_size: int = 1,
+    kv_dtype: str | None = None,
+    adapter: str = "",
+    engine_layout: str = "",
+    epoch: int = 0,
+) -> NamespaceSpec:
+    """The namespace of a model: what `Client.open_namespace` takes.
+
+    config: the model's folder, the config.json in it, the name of a repository in the local Hugging Face cache (of which
+    `revision` is taken: a branch, tag or commit), or what a config.json says.
+    model: the model id; left out, the name of the folder or repository.
+    weights_revision: names weights and configuration; left out, it is a digest of the files in the folder, which reads
+    the weights once and remembers the digest until they change. A mapping alone says neither: give both.
+    tensor_parallel_size, kv_dtype: as for layout_of_config.
+    adapter, engine_layout, epoch: as for NamespaceSpec. Who packs K and V in another order than the layout says, or by
+    the processor's instruction set, must say so in engine_layout.
+
+    RoPE parameters and quantization are those of the configuration: an engine that overrides them passes the mapping with
+    its own in it. Call it when the weights are loaded; of a folder that may change meanwhile,
+    kavern.weights.weights_revision(..., loaded_since_ns=...) finds that out.
+
+    Raises InvalidArgumentError, which names the argument or key, or UnimplementedError as layout_of_config.
+    """
+    if isinstance(config, Mapping):
+        if model is None or weights_revision is None:
+            missing = "model" if model is None else "weights_revision"
+            raise InvalidArgumentError(f"{missing}: a configuration does not tell it; give it, or the model's folder")
+    else:
+        path, name = _folder_of(config, revision)
+        model = short_name(name) if model is None else model
+        config = load_config(path)
+        if weights_revision is None:
+            try:
+                weights_revision = revision_by_content(str(path), None, "auto", 0)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"weights_revision: not given, and {error}") from None
+    return NamespaceSpec(
+        model,
+        layout_of_config(config, tokens_per_block, tensor_parallel_size=tensor_parallel_size, kv_dtype=kv_dtype),
+        weights_revision=weights_revision,
+        adapter=adapter,
+        quantization=_quantization(config, kv_dtype),
+        rope=_rope(config),
+        engine_layout=engine_layout,
+        epoch=epoch,
+    )
 
 
 def layout_of_config(
@@ -89,6 +151,41 @@ def layout_of_config(
         window = _positive(config, "sliding_window")
         groups.append(LayerGroup(sliding, kind=LayerGroupKind.SLIDING_WINDOW, window_tokens=window, **shape))
     return KvLayout(tokens_per_block, groups, dtype=dtype, shard_count=shards)
+
+
+def _folder_of(config: Union[str, os.PathLike], revision: str | None) -> tuple[pathlib.Path, str]:
+    """Where a model's files are, and its name."""
+    path = pathlib.Path(config)
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        return path, path.resolve().name
+    return cached_snapshot(str(config), revision), str(config)
+
+
+def _rope(config: Mapping[str, Any]) -> str:
+    """What turns K by position, readable where it is short; some models scale it by the longest sequence."""
+    config = config.get("text_config", config)
+    words = ("rope", "rotary", "max_position_embeddings")
+    return _text_of({key: value for key, value in config.items() if any(word in key for word in words)})
+
+
+def _quantization(config: Mapping[str, Any], kv_dtype: str | None) -> str:
+    """How weights are quantized, and the type that K and V are computed in where the cache has another."""
+    text = config.get("text_config", config)
+    computed = text.get("dtype") or text.get("torch_dtype")
+    told = {
+        "weights": config.get("quantization_config") or text.get("quantization_config"),
+        "computed": str(computed).removeprefix("torch.") if computed and kv_dtype else None,
+    }
+    if told["computed"] == kv_dtype:
+        told["computed"] = None
+    return _text_of({key: value for key, value in told.items() if value is not None})
+
+
+def _text_of(value: dict) -> str:
+    """Equal for equal values, empty for none, short enough for a namespace."""
+    return short_name(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)) if value else ""
 
 
 def _positive(config: Mapping[str, Any], key: str) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from dataclasses import dataclass
 
 import kavern
@@ -53,6 +54,22 @@ class _Shape:
     @property
     def elements(self) -> int:
         return self.heads * (self.key_dim + self.value_dim)
+
+
+class _Left:
+    """Seconds left of a deadline for several calls; None where there is none."""
+
+    def __init__(self, deadline: float | None):
+        if deadline is not None and not deadline > 0:
+            raise InvalidArgumentError(f"deadline: got {deadline}, expected seconds above 0")
+        self._end = None if deadline is None else time.monotonic() + deadline
+
+    def __call__(self, at_most: float | None = None) -> float | None:
+        """Above 0, however late it is: a call that is too late ends by itself."""
+        if self._end is None:
+            return at_most
+        left = max(self._end - time.monotonic(), 0.001)
+        return left if at_most is None else min(left, at_most)
 
 
 class CacheKeeper:
@@ -121,15 +138,15 @@ class CacheKeeper:
             layout = kavern.KvLayout(1, [group], dtype=_DTYPES[str(self._dtype)])
             self._tails_spec = kavern.NamespaceSpec(model_type + ", tails", layout, **names)
 
-    def _open(self) -> None:
+    def _open(self, left: _Left) -> None:
         """Raises KavernError."""
         if not self._waited:
             self._waited = True
-            self._client.wait_until_attached(deadline=_ATTACH_S)
+            self._client.wait_until_attached(deadline=left(_ATTACH_S))
         if self._blocks_spec is not None and self._blocks is None:
-            self._blocks = self._client.open_namespace(self._blocks_spec)
+            self._blocks = self._client.open_namespace(self._blocks_spec, deadline=left())
         if self._tails_spec is not None and self._tails is None:
-            self._tails = self._client.open_namespace(self._tails_spec)
+            self._tails = self._client.open_namespace(self._tails_spec, deadline=left())
 
     def _warn(self, error: KavernError) -> None:
         if not self._warned:
@@ -138,23 +155,25 @@ class CacheKeeper:
 
     # ---- Loading ----
 
-    def load(self, input_ids, into=None):
+    def load(self, input_ids, into=None, *, deadline: float | None = None):
         """The stored beginning of input_ids, shape (1, tokens), as a cache for `generate`; at least its last token is
         left to compute.
 
         into: an empty StaticCache or DynamicCache to fill, and to return; left out, a new DynamicCache. Whatever is not
-        there, or not right, is left to the model: this raises no KavernError.
+        there, not right, or not here after `deadline` seconds (None: the client's, for each of its calls) is left to the
+        model: this raises no KavernError.
         """
         import transformers
 
+        left = _Left(deadline)
         cache = into if into is not None else transformers.DynamicCache(config=self._model.config)
         if cache.get_seq_length() != 0:
             raise InvalidArgumentError("into: expected an empty cache")
         tokens = _tokens_of(input_ids)
         _check_model(self._model)
         try:
-            self._open()
-            layers = self._fetch(tokens[:-1])
+            self._open(left)
+            layers = self._fetch(tokens[:-1], left)
         except KavernError as error:
             self._warn(error)
             layers = None
@@ -164,24 +183,26 @@ class CacheKeeper:
                 _fill(layer, keys.to(self._model.device), values.to(self._model.device), length)
         return cache
 
-    def _fetch(self, tokens: list[int]):
+    def _fetch(self, tokens: list[int], left: _Left):
         """Length, and K and V of every layer; None: nothing stored."""
         import torch
 
-        blocks = self._match(tokens)
+        blocks = self._match(tokens, left)
         if self._tails is None:
             if blocks == 0:
                 return None
-            fetched = self._fetch_blocks(tokens, blocks)
+            fetched = self._fetch_blocks(tokens, blocks, left)
             return (fetched[0][0].shape[2], fetched) if fetched else None
 
-        length, key = self._longest_tail(tokens, blocks)
+        length, key = self._longest_tail(tokens, blocks, left)
         if key is None:
             return None
         whole = length // self._block if self._full else 0
-        full = self._fetch_blocks(tokens, whole) if whole else None
+        full = self._fetch_blocks(tokens, whole, left) if whole else None
         tail = torch.empty(self._tail_elements(), dtype=self._dtype)
-        if (whole and full is None) or not self._tails.fetch_into([key], [_bytes(tail)]).all_ok:
+        if whole and full is None:
+            return None
+        if not self._tails.fetch_into([key], [_bytes(tail)], deadline=left()).all_ok:
             return None
         states, pieces = [], self._split_tail(tail)
         for i, shape in enumerate(self._shapes):
@@ -198,28 +219,28 @@ class CacheKeeper:
                 states.append((keys, values))
         return length, states
 
-    def _match(self, tokens: list[int]) -> int:
+    def _match(self, tokens: list[int], left: _Left) -> int:
         if self._blocks is None:
             return 0
-        return self._blocks.match(self._chain(self._blocks, tokens).keys)
+        return self._blocks.match(self._chain(self._blocks, tokens).keys, deadline=left())
 
-    def _longest_tail(self, tokens: list[int], blocks: int):
+    def _longest_tail(self, tokens: list[int], blocks: int, left: _Left):
         keys = self._chain(self._tails, tokens).keys
         for length in range(len(keys), 0, -1):
             if self._full and length // self._block > blocks:
                 continue
-            if self._tails.match([keys[length - 1]]) == 1:
+            if self._tails.match([keys[length - 1]], deadline=left()) == 1:
                 return length, keys[length - 1]
         return 0, None
 
-    def _fetch_blocks(self, tokens: list[int], count: int):
+    def _fetch_blocks(self, tokens: list[int], count: int, left: _Left):
         """K and V of the full-attention layers, of as many of `count` blocks as are right."""
         import torch
 
         shape = self._shapes[self._full[0]]
         parts = torch.empty((count, len(self._full), shape.elements * self._block), dtype=self._dtype)
         keys = self._chain(self._blocks, tokens).keys_between(0, count)
-        errors = self._blocks.fetch_into(keys, [_bytes(part) for part in parts]).errors
+        errors = self._blocks.fetch_into(keys, [_bytes(part) for part in parts], deadline=left()).errors
         good = next((i for i, error in enumerate(errors) if error is not None), count)
         if good == 0 or (self._tails is not None and good < count):
             return None
@@ -233,10 +254,11 @@ class CacheKeeper:
 
     # ---- Saving ----
 
-    def save(self, token_ids, cache) -> int:
+    def save(self, token_ids, cache, *, deadline: float | None = None) -> int:
         """Keeps what `cache` holds of the sequence token_ids, shape (1, tokens). Returns the tokens that are stored from
-        its beginning on: 0 where the daemon is away or does not answer, which is logged once. Other errors are
-        raised."""
+        its beginning on: 0 where the daemon is away or does not answer within `deadline` seconds (None: the client's, for
+        each of its calls), which is logged once. Other errors are raised."""
+        left = _Left(deadline)
         _check_model(self._model)
         tokens = _tokens_of(token_ids)
         length = min(cache.get_seq_length(), len(tokens))
@@ -244,31 +266,31 @@ class CacheKeeper:
             raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
         states = [_kept(i, layer, self._shapes[i]) for i, layer in enumerate(cache.layers)]
         try:
-            self._open()
-            return self._save(tokens[:length], states)
+            self._open(left)
+            return self._save(tokens[:length], states, left)
         except (UnavailableError, DeadlineExceededError) as error:
             self._warn(error)
             return 0
 
-    def _save(self, tokens: list[int], states: list) -> int:
+    def _save(self, tokens: list[int], states: list, left: _Left) -> int:
         length = len(tokens)
-        stored = self._save_blocks(tokens, states) if self._blocks is not None else 0
+        stored = self._save_blocks(tokens, states, left) if self._blocks is not None else 0
         if self._tails is None:
             return stored
         if self._full and stored < length // self._block * self._block:
             return 0  # without its blocks a tail is of no use
         key = self._chain(self._tails, tokens).keys[-1]
-        if self._tails.match([key]) == 0:
-            result = self._tails.store([key], [_bytes(self._pack_tail(states, length))])
+        if self._tails.match([key], deadline=left()) == 0:
+            result = self._tails.store([key], [_bytes(self._pack_tail(states, length))], deadline=left())
             if kavern.StoreOutcome.DECLINED in result.outcomes:
                 return 0
         return length
 
-    def _save_blocks(self, tokens: list[int], states: list) -> int:
+    def _save_blocks(self, tokens: list[int], states: list, left: _Left) -> int:
         import torch
 
         keys = self._chain(self._blocks, tokens).keys
-        first = self._blocks.match(keys)
+        first = self._blocks.match(keys, deadline=left())
         parts = []
         for block in range(first, len(keys)):
             here = slice(block * self._block, (block + 1) * self._block)
@@ -276,7 +298,7 @@ class CacheKeeper:
             parts.append(_bytes(torch.cat(pieces).cpu()))
         if parts:
             parent = keys[first - 1] if first else None
-            outcomes = self._blocks.store(keys[first:], parts, parent=parent).outcomes
+            outcomes = self._blocks.store(keys[first:], parts, parent=parent, deadline=left()).outcomes
             kept = next((i for i, o in enumerate(outcomes) if o == kavern.StoreOutcome.DECLINED), len(outcomes))
             return (first + kept) * self._block
         return first * self._block

@@ -38,7 +38,7 @@ def weights_revision(
     path = pathlib.Path(model)
     is_cached = not path.exists()
     if is_cached:
-        path = _cached_snapshot(model, revision, cache_dir)
+        path = cached_snapshot(model, revision, cache_dir)
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS + _CONFIGURATION)
     if not any(file.suffix in _WEIGHTS for file in files):
         raise InvalidArgumentError(f"model: {path} has no weight files ({', '.join(_WEIGHTS)})")
@@ -83,7 +83,8 @@ def process_start_ns() -> int:
     return time.time_ns() - uptime_ns + began_ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
 
 
-def _cached_snapshot(repository: str, revision: str | None, cache_dir: str | None) -> pathlib.Path:
+def cached_snapshot(repository: str, revision: str | None = None, cache_dir: str | None = None) -> pathlib.Path:
+    """The folder of a repository in the local Hugging Face cache. Raises InvalidArgumentError where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repository, "config.json", revision=revision, cache_dir=cache_dir)

@@ -1,10 +1,12 @@
-"""Layouts from config.json: the published shapes, and refusals where a guess would store rubbish."""
+"""Layouts and namespaces from config.json: the published shapes, and refusals where a guess would store rubbish."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import kavern
 import pytest
-from kavern.hf import layout_of_config, load_config
+from kavern.hf import layout_of_config, load_config, spec_of_config
 
 LLAMA_3_8B = {
     "model_type": "llama",
@@ -88,3 +90,96 @@ def test_what_is_not_understood_is_refused(change, error, words):
 def test_ranks_that_cannot_split_the_heads_are_refused():
     with pytest.raises(kavern.InvalidArgumentError, match="tensor_parallel_size: got 3"):
         layout_of_config(LLAMA_3_8B, 16, tensor_parallel_size=3)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A model on disk: what a digest of its files is remembered in lies in the same temporary directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "llama-3-8b"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(LLAMA_3_8B | {"rope_theta": 500000.0}))
+    (path / "model.safetensors").write_bytes(b"weights")
+    return path
+
+
+def test_a_folder_says_all_that_a_namespace_is(folder, client):
+    spec = spec_of_config(folder, 16)
+    assert spec.model == "llama-3-8b"
+    assert spec.layout == layout_of_config(LLAMA_3_8B, 16)
+    assert spec.weights_revision.startswith("sha256:")
+    assert spec.rope == '{"rope_theta":500000.0}'
+    assert (spec.quantization, spec.adapter, spec.engine_layout, spec.epoch) == ("", "", "", 0)
+    assert spec_of_config(str(folder / "config.json"), 16) == spec
+    ns = client.open_namespace_of_config(folder, tokens_per_block=16, deadline=20)
+    assert ns.spec == spec
+    named = {"model": spec.model, "weights_revision": spec.weights_revision}
+    assert client.open_namespace_of_config(load_config(folder), 16, **named).fingerprint == ns.fingerprint
+
+
+def test_whatever_changes_kv_is_another_namespace(folder):
+    def change(**config):
+        (folder / "config.json").write_text(json.dumps(load_config(folder) | config))
+
+    specs = [spec_of_config(folder, 16), spec_of_config(folder, 32), spec_of_config(folder, 16, adapter="a")]
+    specs.append(spec_of_config(folder, 16, tensor_parallel_size=2))
+    specs.append(spec_of_config(folder, 16, kv_dtype="float8_e4m3"))
+    specs.append(spec_of_config(folder, 16, engine_layout="e"))
+    specs.append(spec_of_config(folder, 16, epoch=1))
+    named = {"model": "m", "weights_revision": "w"}
+    by_name = [spec_of_config(folder, 16, **named)]
+    change(rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    by_name.append(spec_of_config(folder, 16, **named))
+    change(quantization_config={"quant_method": "awq", "bits": 4})
+    by_name.append(spec_of_config(folder, 16, **named))
+    change(torch_dtype="float16")
+    by_name.append(spec_of_config(folder, 16, kv_dtype="bfloat16", **named))
+    change(rms_norm_eps=1e-5)  # in no field of its own: the digest of the files sees it
+    specs.append(spec_of_config(folder, 16))
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    specs.append(spec_of_config(folder, 16))
+    for list_of_specs in (specs, by_name):
+        for i, spec in enumerate(list_of_specs):
+            assert spec not in list_of_specs[:i]
+
+
+def test_names_that_are_given_are_taken(folder):
+    (folder / "model.safetensors").unlink()
+    spec = spec_of_config(folder, 16, model="org/llama", weights_revision="abc123")
+    assert (spec.model, spec.weights_revision) == ("org/llama", "abc123")
+    assert spec_of_config(load_config(folder), 16, model="org/llama", weights_revision="abc123") == spec
+
+
+def test_a_repository_of_the_local_cache_is_told_by_its_content(folder, monkeypatch):
+    asked = []
+
+    def find(repository, file, revision, cache_dir):
+        asked.append((repository, file, revision))
+        return str(folder / file) if repository == "org/llama" else None
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(try_to_load_from_cache=find))
+    spec = spec_of_config("org/llama", 16, revision="main")
+    assert (spec.model, spec.weights_revision) == ("org/llama", spec_of_config(folder, 16).weights_revision)
+    assert asked == [("org/llama", "config.json", "main")]
+    with pytest.raises(kavern.InvalidArgumentError, match="model: neither a folder nor in .* org/nothing"):
+        spec_of_config("org/nothing", 16)
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        ({}, "model: a configuration does not tell it"),
+        ({"model": "m"}, "weights_revision: a configuration does not tell it"),
+        ({"model": "", "weights_revision": "w"}, "model"),
+        ({"model": "m", "weights_revision": "w", "kv_dtype": "int3"}, "int3"),
+    ],
+)
+def test_names_that_a_configuration_does_not_tell_are_asked_for(names, words):
+    with pytest.raises(kavern.InvalidArgumentError, match=words):
+        spec_of_config(LLAMA_3_8B, 16, **names)
+
+
+def test_a_folder_without_weights_does_not_say_which_they_are(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(kavern.InvalidArgumentError, match="weights_revision: not given, and .* has no weight files"):
+        spec_of_config(folder, 16)

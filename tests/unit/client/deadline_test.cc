@@ -112,6 +112,59 @@ TEST_F(DeadlineTest, ADroppedFetchLeaseIsReleasedThoughTheFirstAttemptFails) {
   EXPECT_EQ(daemon_.calls("Release"), 2U);
 }
 
+TEST_F(DeadlineTest, APingOrAnOpeningThatIsNotAnsweredEnds) {
+  daemon_.LoseNextAnswer("Ping", /*carried_out=*/true);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(client_->Ping(kShort)));
+  daemon_.LoseNextAnswer("OpenNamespace", /*carried_out=*/true);
+  EXPECT_TRUE(
+      absl::IsDeadlineExceeded(client_->OpenNamespace(SmallSpec("other"), kShort).status()));
+  EXPECT_TRUE(client_->Ping(kShort * 1000).ok());
+  EXPECT_TRUE(client_->OpenNamespace(SmallSpec("other")).ok());
+}
+
+// The lease is over for the caller at once, and for the daemon as soon as it listens.
+TEST_F(DeadlineTest, ALeaseWhoseEndIsNotAnsweredIsOverAllTheSame) {
+  ASSERT_TRUE(Store(*ns_, keys_).ok());
+  auto read = ns_->Fetch({.keys = keys_});
+  auto write = ns_->BeginStore({.keys = Keys(*ns_, 2, 1)});
+  ASSERT_TRUE(read.ok() && write.ok());
+  daemon_.LoseNextAnswer("Release", /*carried_out=*/false);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(read->Release(kShort)));
+  EXPECT_TRUE(read->bytes(0).empty());
+  daemon_.LoseNextAnswer("AbortStore", /*carried_out=*/false);
+  write->Abort(kShort);
+  EXPECT_TRUE(write->bytes(0).empty());
+  EXPECT_TRUE(NothingIsLeased());
+  EXPECT_EQ(daemon_.calls("Release"), 2U);
+  EXPECT_EQ(daemon_.calls("AbortStore"), 2U);
+}
+
+// The daemon then keeps their memory until this process ends: it could still be read.
+TEST_F(DeadlineTest, AClientClosesThoughTheDaemonDoesNotHearOfItsLeases) {
+  ASSERT_TRUE(Store(*ns_, keys_).ok());
+  daemon_.LoseNextAnswer("Release", /*carried_out=*/false);
+  { ASSERT_TRUE(ns_->Fetch({.keys = keys_}).ok()); }
+  ASSERT_TRUE(Eventually([&] { return daemon_.calls("Release") == 1; }));
+  client_->Close(kShort);
+  EXPECT_EQ(daemon_.calls("Release"), 1U);
+  EXPECT_EQ(daemon_.leased_bytes(), 4 * kPartBytes);
+  EXPECT_TRUE(absl::IsFailedPrecondition(client_->Ping()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(client_->WaitUntilAttached(kShort)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(client_->OpenNamespace(SmallSpec()).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Store(*ns_, keys_).status()));
+  EXPECT_FALSE(client_->connection().attached);
+  client_->Close();
+}
+
+// What was given back before is heard of, also where the session is about to end.
+TEST_F(DeadlineTest, AClientThatClosesHasSaidWhatItGaveBack) {
+  ASSERT_TRUE(Store(*ns_, keys_).ok());
+  { ASSERT_TRUE(ns_->Fetch({.keys = keys_}).ok()); }
+  client_->Close();
+  EXPECT_EQ(daemon_.calls("Release"), 1U);
+  EXPECT_EQ(daemon_.leased_bytes(), 0U);
+}
+
 // While there is no daemon nothing is called, so nothing can wait.
 TEST_F(DeadlineTest, WithoutADaemonNoCallIsMade) {
   ASSERT_TRUE(Store(*ns_, keys_).ok());
