@@ -1,9 +1,11 @@
 #include "base/turn_costs.h"
 
 #include <cmath>
+#include <string>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 
 namespace kavern {
 namespace {
@@ -57,6 +59,29 @@ absl::Status TransferSample::Validate() const {
         absl::StrCat("bytes: got ", bytes, ", expected 1 to ", kBytesMax));
   }
   return CheckMs(ms, static_cast<double>(bytes) / kBytesPerMsMax, absl::StrCat(bytes, " bytes"));
+}
+
+namespace {
+
+template <typename Sample>
+absl::Status ValidateAll(std::string_view field, const std::vector<Sample>& samples) {
+  for (std::size_t i = 0; i < samples.size(); ++i) {
+    if (const absl::Status status = samples[i].Validate(); !status.ok()) {
+      return {status.code(), absl::StrCat(std::string(field), "[", i, "].", status.message())};
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TurnSamples::Validate() const {
+  if (size() > kMax) {
+    return absl::InvalidArgumentError(absl::StrCat("prefills, transfers: got ", size(),
+                                                   ", expected at most ", kMax, " together"));
+  }
+  KAVERN_RETURN_IF_ERROR(ValidateAll("prefills", prefills));
+  return ValidateAll("transfers", transfers);
 }
 
 double PrefillCost::Ms(std::uint64_t from, std::uint64_t to) const {

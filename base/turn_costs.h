@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "base/cost_fit.h"
@@ -38,6 +39,18 @@ struct TransferSample {
   std::uint64_t bytes = 0;
   double ms = 0;
 
+  absl::Status Validate() const;
+};
+
+// Those of one report.
+struct TurnSamples {
+  static constexpr std::size_t kMax = 256;  // of both kinds together
+
+  std::vector<PrefillSample> prefills;
+  std::vector<TransferSample> transfers;
+
+  std::size_t size() const { return prefills.size() + transfers.size(); }
+  // InvalidArgument names the first that is wrong, as "prefills[3].ms: ...".
   absl::Status Validate() const;
 };
 
