@@ -18,6 +18,8 @@ constexpr std::size_t kReleasesPerCallMax = 256;
 constexpr std::chrono::milliseconds kReleaseRetryInterval(50);
 // One that hangs is asked again, and must not hold up the end of the client.
 constexpr std::chrono::milliseconds kReleasePatience(1000);
+// Of a report; also what the end of a client may wait for one.
+constexpr std::chrono::milliseconds kReportPatience(1000);
 
 }  // namespace
 
@@ -43,7 +45,8 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> cont
     : options_(std::move(options)),
       control_(std::move(control)),
       pid_(getpid()),
-      copy_pool_(options_.copy_threads) {
+      copy_pool_(options_.copy_threads),
+      timing_reporter_([this](const TurnTimings::Report& report) { return SendTimings(report); }) {
   releaser_ = NamedThread("kavern-release", [this] { ReleaseLoop(); });
 }
 
@@ -52,6 +55,7 @@ ClientCore::~ClientCore() {
 }
 
 void ClientCore::Stop(SteadyTime until) {
+  timing_reporter_.Stop();
   {
     MutexLock lock(mu_);
     stop_ = true;
@@ -169,6 +173,15 @@ bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases, Stead
           : control_->Release(Context(attachment.get(), Left(until)), request, &response);
   return !absl::IsDeadlineExceeded(status) && !absl::IsUnavailable(status) &&
          !absl::IsResourceExhausted(status);
+}
+
+absl::StatusOr<v1::TurnCosts> ClientCore::SendTimings(const TurnTimings::Report& report) {
+  v1::ReportTimingsResponse response;
+  const CallContext context =
+      Context(report.attachment.get(), std::min(kReportPatience, options_.deadline));
+  absl::Status status = control_->ReportTimings(context, report.request, &response);
+  if (!status.ok()) return status;
+  return std::move(*response.mutable_costs());
 }
 
 absl::Status ClientCore::SendAbort(const PendingRelease& release, SteadyTime until) {

@@ -21,6 +21,7 @@
 #include "client/copy_pool.h"
 #include "client/kavern/client.h"
 #include "client/session_link.h"
+#include "client/turn_timings.h"
 
 namespace kavern {
 
@@ -56,6 +57,7 @@ class ClientCore {
   const ClientOptions& options() const { return options_; }
   ControlPlane& control() { return *control_; }
   CopyPool& copy_pool() { return copy_pool_; }
+  TimingReporter& timing_reporter() { return timing_reporter_; }
 
   // FailedPrecondition in a forked child: neither threads nor mappings came along.
   absl::Status CheckProcess() const;
@@ -72,8 +74,8 @@ class ClientCore {
   std::uint64_t OwedReleases() const;
   // Until the daemon has heard of all that were owed when the ticket was given, or `until`.
   void WaitForReleases(std::uint64_t ticket, SteadyTime until) const;
-  // No more background releases: what is queued is sent until `until`, the thread joined.
-  // Idempotent.
+  // No more background releases and reports: what is queued is sent until `until`, the threads
+  // joined. Idempotent.
   void Stop(SteadyTime until);
 
  private:
@@ -82,6 +84,7 @@ class ClientCore {
   // though the session lives.
   bool SendReleases(const std::vector<PendingRelease>& releases, SteadyTime until);
   absl::Status SendAbort(const PendingRelease& release, SteadyTime until);
+  absl::StatusOr<v1::TurnCosts> SendTimings(const TurnTimings::Report& report);
 
   const ClientOptions options_;
   const std::unique_ptr<ControlPlane> control_;
@@ -96,6 +99,7 @@ class ClientCore {
   std::uint64_t releases_begun_ KAVERN_GUARDED_BY(mu_) = 0;
   std::uint64_t releases_done_ KAVERN_GUARDED_BY(mu_) = 0;
   std::thread releaser_;
+  TimingReporter timing_reporter_;  // last: its thread uses what is above
 };
 
 // What is left until then as a deadline of a further call, at least 1 ms: 0 would mean the default.

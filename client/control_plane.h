@@ -33,6 +33,9 @@ class ControlPlane {
                                      v1::OpenNamespaceResponse* response) = 0;
   virtual absl::Status Match(const CallContext& context, const v1::MatchRequest& request,
                              v1::MatchResponse* response) = 0;
+  virtual absl::Status ReportTimings(const CallContext& context,
+                                     const v1::ReportTimingsRequest& request,
+                                     v1::ReportTimingsResponse* response) = 0;
   virtual absl::Status BeginStore(const CallContext& context, const v1::BeginStoreRequest& request,
                                   v1::BeginStoreResponse* response) = 0;
   virtual absl::Status CommitStore(const CallContext& context,

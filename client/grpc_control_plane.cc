@@ -41,6 +41,7 @@ class GrpcControlPlane final : public ControlPlane {
   }
   KAVERN_CALL(kavern_, OpenNamespace)
   KAVERN_CALL(kavern_, Match)
+  KAVERN_CALL(kavern_, ReportTimings)
   KAVERN_CALL(kavern_, BeginStore)
   KAVERN_CALL(kavern_, CommitStore)
   KAVERN_CALL(kavern_, AbortStore)

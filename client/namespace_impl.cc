@@ -60,6 +60,7 @@ absl::Status NamespaceImpl::OpenOn(const std::shared_ptr<Attachment>& attachment
   const v1::ConversationLimits& limits = response.conversation_limits();
   conversation_limits_ = {limits.priority_max(), std::chrono::milliseconds(limits.ttl_ms_max()),
                           std::chrono::milliseconds(limits.ttl_ms_default())};
+  timings_->Opened(fingerprint_, attachment, response.costs());
   if (attachment != nullptr && response.directory_generation() != 0) {
     attachment->WaitForDirectory(fingerprint_, response.directory_generation(), context.deadline);
   }
@@ -358,6 +359,7 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
   KAVERN_ASSIGN_OR_RETURN(const std::size_t pieces,
                           PiecesPerKey(request.keys.size(), buffers, request.group));
   FetchResult total;
+  client::TransferSampler sampler;
   const SteadyTime until = client_.core()->Until(request.deadline);
   FetchRequest batch = request;
   for (std::size_t done = 0; done < request.keys.size();) {
@@ -365,15 +367,18 @@ absl::StatusOr<FetchResult> NamespaceImpl::FetchInto(const FetchRequest& request
     batch.keys = request.keys.subspan(done, count);
     batch.deadline = client::Left(until);
     const auto batch_buffers = buffers.subspan(done * pieces, count * pieces);
+    const SteadyTime begin = std::chrono::steady_clock::now();
     KAVERN_ASSIGN_OR_RETURN(const FetchResult result,
                             UsesBytesPlane() ? GetBytes(batch, batch_buffers, pieces)
                                              : FetchBatch(batch, batch_buffers, pieces));
+    sampler.Add(result.tiers, result.fetched_bytes, std::chrono::steady_clock::now() - begin);
     total.codes.insert(total.codes.end(), result.codes.begin(), result.codes.end());
     total.tiers.insert(total.tiers.end(), result.tiers.begin(), result.tiers.end());
     total.fetched_blocks += result.fetched_blocks;
     total.fetched_bytes += result.fetched_bytes;
     done += count;
   }
+  ReportTransfers(sampler.Take());
   return total;
 }
 

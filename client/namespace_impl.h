@@ -2,6 +2,7 @@
 #ifndef KAVERN_CLIENT_NAMESPACE_IMPL_H_
 #define KAVERN_CLIENT_NAMESPACE_IMPL_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -40,6 +41,8 @@ class NamespaceImpl final : public Namespace {
                                     std::span<const ConstBuffer> buffers) override;
   absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                         std::span<const MutableBuffer> buffers) override;
+  absl::StatusOr<TurnPlan> Plan(const PlanRequest& request) override;
+  absl::Status ReportPrefill(const PrefillTiming& timing) override;
   absl::StatusOr<PrefetchProgress> Prefetch(const PrefetchRequest& request) override;
   absl::StatusOr<ConversationTerms> UpdateConversation(const ConversationUpdate& update) override;
   absl::StatusOr<ConversationInfo> DescribeConversation(
@@ -76,12 +79,19 @@ class NamespaceImpl final : public Namespace {
   absl::StatusOr<FetchResult> GetBytes(const FetchRequest& request,
                                        std::span<const MutableBuffer> buffers, std::size_t pieces);
 
+  // What a fetch measured by itself.
+  void ReportTransfers(std::span<const TransferSample> samples);
+
   ClientImpl& client_;
   const NamespaceSpec spec_;
   NamespaceFingerprint
       fingerprint_;  // set by the first OpenOn, before anybody else sees the object
   std::atomic<std::uint32_t> keys_per_request_max_ = 1;
   std::atomic<std::uint64_t> lease_bytes_max_ = 0;  // of the session; 0: the daemon does not tell
+
+  std::atomic<std::uint32_t> refusals_ = 0;  // plans that left cached blocks aside
+  // Shared with the thread that reports.
+  const std::shared_ptr<client::TurnTimings> timings_ = std::make_shared<client::TurnTimings>();
 
   mutable Mutex mu_;
   std::weak_ptr<client::Attachment> opened_on_ KAVERN_GUARDED_BY(mu_);

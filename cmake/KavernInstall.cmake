@@ -7,7 +7,7 @@ set(KAVERN_PACKAGE_DIR "${CMAKE_INSTALL_LIBDIR}/cmake/Kavern")
 # Headers keep their spelling: #include "client/kavern/client.h".
 install(FILES "${CMAKE_SOURCE_DIR}/client/kavern/client.h" "${CMAKE_SOURCE_DIR}/client/kavern/paged_kv.h"
   DESTINATION "${KAVERN_INCLUDE_DIR}/client/kavern")
-foreach(header block_key copy_and_checksum kv_layout namespace_spec tier)
+foreach(header block_key copy_and_checksum cost_fit kv_layout namespace_spec tier turn_costs turn_plan)
   install(FILES "${CMAKE_SOURCE_DIR}/base/${header}.h" DESTINATION "${KAVERN_INCLUDE_DIR}/base")
 endforeach()
 

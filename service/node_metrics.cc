@@ -1,5 +1,7 @@
 #include "service/node_metrics.h"
 
+#include <limits>
+
 #include "prometheus/metric_type.h"
 
 namespace kavern::service {
@@ -73,6 +75,35 @@ void AddRam(const tiers::StoreStatus& status, std::vector<MetricFamily>& familie
   families.push_back(Gauge("kavern_namespaces", "Namespaces known.", status.namespaces));
   families.push_back(Gauge("kavern_blocks", "Visible blocks.", status.blocks));
   families.push_back(Gauge("kavern_conversations", "Conversations known.", status.conversations));
+}
+
+// How well turns are predicted: whoever plans relies on it.
+void AddPredictions(const tiers::TurnPredictions& predictions,
+                    std::vector<MetricFamily>& families) {
+  MetricFamily family =
+      Family("kavern_turn_actual_per_predicted",
+             "Reported times of prefills and of fetches by tier, each divided by what had been "
+             "predicted of it from the timings before.",
+             MetricType::Histogram);
+  const auto add = [&](const char* what, const tiers::PredictionRatios& ratios) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"what", what}};
+    std::uint64_t cumulative = 0;
+    for (std::size_t i = 0; i < ratios.counts.size(); ++i) {
+      cumulative += ratios.counts[i];
+      const double bound = i < tiers::PredictionRatios::kBounds.size()
+                               ? tiers::PredictionRatios::kBounds[i]
+                               : std::numeric_limits<double>::infinity();
+      metric.histogram.bucket.push_back({cumulative, bound});
+    }
+    metric.histogram.sample_count = cumulative;
+    metric.histogram.sample_sum = ratios.sum;
+    family.metric.push_back(std::move(metric));
+  };
+  add("prefill", predictions.prefill);
+  add("ram", predictions.tiers[static_cast<std::size_t>(Tier::kRam)]);
+  add("nvme", predictions.tiers[static_cast<std::size_t>(Tier::kNvme)]);
+  families.push_back(std::move(family));
 }
 
 // One family for each fact, one sample for each device.
@@ -265,6 +296,7 @@ std::vector<MetricFamily> StoreMetrics(const tiers::StoreStatus& status,
                               MetricType::Gauge, useful > 0 ? written / useful : 0));
   }
   AddStoreCounters(counters, families);
+  AddPredictions(counters.predictions, families);
   return families;
 }
 

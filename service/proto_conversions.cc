@@ -164,6 +164,50 @@ absl::StatusOr<std::optional<tiers::DiskDurability>> ParseDurability(v1::Durabil
   }
 }
 
+absl::StatusOr<TurnSamples> FromProto(const v1::ReportTimingsRequest& proto) {
+  // Before anything is copied.
+  const auto count = static_cast<std::size_t>(proto.prefills_size()) +
+                     static_cast<std::size_t>(proto.transfers_size());
+  if (count > TurnSamples::kMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prefills, transfers: got ", count, ", expected at most ", TurnSamples::kMax, " together"));
+  }
+  TurnSamples samples;
+  for (const v1::PrefillTiming& timing : proto.prefills()) {
+    samples.prefills.push_back({timing.begin_token(), timing.end_token(), timing.ms()});
+  }
+  for (int i = 0; i < proto.transfers_size(); ++i) {
+    const v1::TransferTiming& timing = proto.transfers(i);
+    if (timing.tier() != v1::TIER_RAM && timing.tier() != v1::TIER_NVME) {
+      return absl::InvalidArgumentError(absl::StrCat("transfers[", i, "].tier: got ",
+                                                     static_cast<int>(timing.tier()), ", expected ",
+                                                     static_cast<int>(v1::TIER_RAM), " (ram) or ",
+                                                     static_cast<int>(v1::TIER_NVME), " (nvme)"));
+    }
+    samples.transfers.push_back({static_cast<Tier>(timing.tier()), timing.bytes(), timing.ms()});
+  }
+  return samples;
+}
+
+void ToProto(const TurnCosts& costs, v1::TurnCosts* proto) {
+  v1::PrefillCost* prefill = proto->mutable_prefill();
+  prefill->set_samples(costs.prefill.samples);
+  prefill->set_measured(costs.prefill.measured);
+  prefill->set_fixed_ms(costs.prefill.fixed_ms);
+  prefill->set_ms_per_token(costs.prefill.ms_per_token);
+  prefill->set_ms_per_square_token(costs.prefill.ms_per_square_token);
+  for (int tier = 0; tier < kTierCount; ++tier) {
+    const TransferCost& cost = costs.of(static_cast<Tier>(tier));
+    if (cost.samples == 0) continue;
+    v1::TransferCost* transfer = proto->add_transfers();
+    transfer->set_tier(static_cast<v1::Tier>(tier));
+    transfer->set_samples(cost.samples);
+    transfer->set_measured(cost.measured);
+    transfer->set_fixed_ms(cost.fixed_ms);
+    transfer->set_ms_per_byte(cost.ms_per_byte);
+  }
+}
+
 void ToProto(const tiers::Extent& extent, v1::Extent* proto) {
   proto->set_region_id(extent.region->id());
   proto->set_offset(extent.offset);
@@ -184,6 +228,7 @@ void ToProto(const tiers::NamespaceStatus& status, v1::NamespaceStatus* proto) {
   proto->set_fetch_miss_blocks(status.fetch_miss_blocks);
   proto->set_disk_blocks(status.disk_blocks);
   proto->set_conversations(status.conversations);
+  ToProto(status.costs, proto->mutable_costs());
 }
 
 void ToProto(const tiers::StoreCounters& counters, v1::Counters* proto) {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "base/block_key.h"
 #include "base/namespace_spec.h"
+#include "base/turn_costs.h"
 #include "kavern/v1/admin.pb.h"
 #include "kavern/v1/kavern.pb.h"
 #include "kavern/v1/types.pb.h"
@@ -37,6 +38,11 @@ absl::StatusOr<BlockKey> ParseParent(const std::string& bytes,
 // tier where there is none.
 absl::StatusOr<std::optional<tiers::DiskDurability>> ParseDurability(v1::Durability durability,
                                                                      bool has_disk);
+
+// No more samples than a report may have, each with a tier that exists; TurnSamples::Validate
+// checks the rest.
+absl::StatusOr<TurnSamples> FromProto(const v1::ReportTimingsRequest& proto);
+void ToProto(const TurnCosts& costs, v1::TurnCosts* proto);
 
 void ToProto(const tiers::Extent& extent, v1::Extent* proto);
 void ToProto(const tiers::NamespaceStatus& status, v1::NamespaceStatus* proto);

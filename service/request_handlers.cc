@@ -127,6 +127,7 @@ absl::Status RequestHandlers::OpenNamespace(Session& session,
   response->set_part_bytes_max(slot_bytes_max);
   response->set_keys_per_request_max(static_cast<std::uint32_t>(limits_.keys_per_request_max));
   response->set_lease_bytes_max(session.LeaseBytesMax());
+  ToProto(store_.Costs(*added), response->mutable_costs());
   const tiers::ConversationOptions& conversations = store_.conversation_options();
   v1::ConversationLimits* limits = response->mutable_conversation_limits();
   limits->set_priority_max(conversations.priority_max);
@@ -144,6 +145,17 @@ absl::Status RequestHandlers::Match(Session& session, const v1::MatchRequest& re
   const std::vector<Tier> tiers = store_.MatchTiers(*ns, keys);
   response->set_prefix_blocks(static_cast<std::uint32_t>(tiers.size()));
   for (const Tier tier : tiers) response->add_tiers(static_cast<v1::Tier>(tier));
+  return absl::OkStatus();
+}
+
+absl::Status RequestHandlers::ReportTimings(Session& session,
+                                            const v1::ReportTimingsRequest& request,
+                                            v1::ReportTimingsResponse* response) {
+  KAVERN_ASSIGN_OR_RETURN(const auto fingerprint, ParseFingerprint(request.fingerprint()));
+  KAVERN_ASSIGN_OR_RETURN(const auto ns, session.FindNamespace(fingerprint));
+  KAVERN_ASSIGN_OR_RETURN(const TurnSamples samples, FromProto(request));
+  KAVERN_ASSIGN_OR_RETURN(const TurnCosts costs, store_.ReportTimings(*ns, samples));
+  ToProto(costs, response->mutable_costs());
   return absl::OkStatus();
 }
 

@@ -58,6 +58,9 @@ class RequestHandlers {
                              v1::OpenNamespaceResponse* response);
   absl::Status Match(Session& session, const v1::MatchRequest& request,
                      v1::MatchResponse* response);
+  // On any session, one that cannot map memory too.
+  absl::Status ReportTimings(Session& session, const v1::ReportTimingsRequest& request,
+                             v1::ReportTimingsResponse* response);
   // BeginStore and Fetch: FailedPrecondition for a session that cannot map memory.
   absl::Status BeginStore(Session& session, const v1::BeginStoreRequest& request,
                           v1::BeginStoreResponse* response);

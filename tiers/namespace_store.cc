@@ -310,6 +310,7 @@ NamespaceStatus NamespaceStore::Status() const {
   status.fetch_hit_blocks = fetch_hit_blocks;
   status.fetch_miss_blocks = fetch_miss_blocks;
   status.directory_degraded = directory_.degraded();
+  status.costs = timings_.Costs();
   return status;
 }
 

@@ -27,6 +27,7 @@
 #include "tiers/namespace_directory.h"
 #include "tiers/policy/eviction_policy.h"
 #include "tiers/store_shared.h"
+#include "tiers/turn_timings.h"
 
 namespace kavern::tiers {
 
@@ -204,6 +205,9 @@ class NamespaceStore {
   bool TakeReadAhead(const BlockKey& key) {
     return !read_ahead_.empty() && read_ahead_.erase(key) > 0;
   }
+  // Guards itself: for any thread, with the store's lock or without.
+  TurnTimings& timings() { return timings_; }
+  const TurnTimings& timings() const { return timings_; }
   std::uint64_t refs = 0;  // open NamespaceRefs
   std::uint64_t fetch_hit_blocks = 0;
   std::uint64_t fetch_miss_blocks = 0;
@@ -259,6 +263,7 @@ class NamespaceStore {
   const std::unique_ptr<EvictionPolicy> policy_;
   BlockIndex index_;
   NamespaceDirectory directory_;
+  TurnTimings timings_;
   std::vector<GroupSlots> groups_;
   std::vector<GroupNotes> notes_;
   // By age. Blocks that are complete or gone by now are skipped, and swept out when they are the

@@ -9,8 +9,10 @@
 
 #include "base/block_key.h"
 #include "base/namespace_spec.h"
+#include "base/turn_costs.h"
 #include "tiers/nvme/disk_store.h"
 #include "tiers/ram/region_pool.h"
+#include "tiers/turn_timings.h"
 
 namespace kavern::tiers {
 
@@ -28,6 +30,7 @@ struct NamespaceStatus {
   std::uint64_t conversations = 0;
   std::uint64_t fetch_hit_blocks = 0;
   std::uint64_t fetch_miss_blocks = 0;
+  TurnCosts costs;
   bool directory_degraded = false;  // its directory lacks blocks: clients see misses that are none
 };
 
@@ -50,6 +53,7 @@ struct StoreCounters {
   std::uint64_t conversation_updates = 0;
   std::uint64_t conversations_ended = 0;      // by their TTL
   std::uint64_t conversations_displaced = 0;  // forgotten for others
+  TurnPredictions predictions;                // of turns' timings that were reported since
   // NVMe tier.
   std::uint64_t disk_stored_blocks = 0;    // written, durable as configured
   std::uint64_t disk_lost_blocks = 0;      // left RAM before they could be written

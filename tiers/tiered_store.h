@@ -29,6 +29,7 @@
 #include "base/mutex.h"
 #include "base/namespace_spec.h"
 #include "base/tier.h"
+#include "base/turn_costs.h"
 #include "tiers/conversations.h"
 #include "tiers/fetch.h"
 #include "tiers/index/block_index.h"
@@ -226,6 +227,11 @@ class TieredStore {
   // NotFound: never named, ended, or forgotten for others.
   absl::StatusOr<ConversationFacts> DescribeConversation(const NamespaceRef& ns,
                                                          std::string_view name) const;
+  // Takes timings of the namespace's turns, all or none, and answers what its turns cost by all
+  // that were reported so far. They live in memory, and are forgotten with the namespace.
+  // InvalidArgument names the sample and its field.
+  absl::StatusOr<TurnCosts> ReportTimings(const NamespaceRef& ns, const TurnSamples& samples);
+  TurnCosts Costs(const NamespaceRef& ns) const;
   const ConversationOptions& conversation_options() const { return options_.conversations; }
 
   // Forgets all blocks of a namespace, in every tier, pending ones too, and its conversations:

@@ -17,6 +17,7 @@
 #include "client/admin_client.h"
 #include "client/cli/commands.h"
 #include "client/cli/text_output.h"
+#include "client/wire_convert.h"
 
 namespace kavern::cli {
 namespace {
@@ -270,6 +271,48 @@ std::string LayoutText(const v1::KvLayout& layout) {
   return absl::StrCat(layers, " layers, ", layout.tokens_per_block(), " tokens");
 }
 
+// What is not measured has no numbers, but its samples are told.
+json CostsJson(const v1::TurnCosts& costs) {
+  const v1::PrefillCost& prefill = costs.prefill();
+  json out = {{"prefill", {{"samples", prefill.samples()}, {"measured", prefill.measured()}}}};
+  if (prefill.measured()) {
+    out["prefill"]["fixed_ms"] = prefill.fixed_ms();
+    out["prefill"]["ms_per_token"] = prefill.ms_per_token();
+    out["prefill"]["ms_per_square_token"] = prefill.ms_per_square_token();
+  }
+  for (const v1::TransferCost& cost : costs.transfers()) {
+    json& tier = out[std::string(TierName(client::TierOf(cost.tier())))];
+    tier = {{"samples", cost.samples()}, {"measured", cost.measured()}};
+    if (!cost.measured()) continue;
+    tier["fixed_ms"] = cost.fixed_ms();
+    tier["ms_per_byte"] = cost.ms_per_byte();
+  }
+  return out;
+}
+
+// One line of a namespace whose workers report timings; else nothing.
+std::string CostsText(const std::string& fingerprint, const v1::TurnCosts& costs) {
+  constexpr double kTokens = 4096;
+  constexpr double kBytes = 256 << 20;
+  std::string text;
+  const auto add = [&](const std::string& what, std::uint64_t samples, bool measured, double ms) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ", what, " ",
+                    measured ? absl::StrCat(FormatFixed(ms, 1), " ms") : "not measured", " (",
+                    FormatCount(samples), " samples)");
+  };
+  const v1::PrefillCost& prefill = costs.prefill();
+  if (prefill.samples() > 0) {
+    add("prefill of 4,096 tokens", prefill.samples(), prefill.measured(),
+        prefill.fixed_ms() + prefill.ms_per_token() * kTokens +
+            prefill.ms_per_square_token() * kTokens * kTokens);
+  }
+  for (const v1::TransferCost& cost : costs.transfers()) {
+    add(absl::StrCat("256 MiB from ", std::string(TierName(client::TierOf(cost.tier())))),
+        cost.samples(), cost.measured(), cost.fixed_ms() + cost.ms_per_byte() * kBytes);
+  }
+  return text.empty() ? "" : absl::StrCat(fingerprint, "  ", text, "\n");
+}
+
 int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
   auto admin = AdminClient::Connect(global.address, global.tenant, global.deadline);
   if (!admin.ok()) return Fail(admin.status());
@@ -285,6 +328,7 @@ int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
   const auto list = (*admin)->ListNamespaces();
   if (!list.ok()) return Fail(list.status());
   json rows = json::array();
+  std::string costs;
   TextTable table({"namespace", "tenant", "model", "layout", "blocks", "regions", "slots used",
                    "sessions", "hit"});
   for (const v1::NamespaceStatus& ns : list->namespaces()) {
@@ -300,14 +344,18 @@ int RunNamespaces(const GlobalOptions& global, const std::string& purge) {
                     {"slots_used", ns.slots_used()},
                     {"sessions", ns.sessions()},
                     {"fetch_hit_blocks", ns.fetch_hit_blocks()},
-                    {"fetch_miss_blocks", ns.fetch_miss_blocks()}});
+                    {"fetch_miss_blocks", ns.fetch_miss_blocks()},
+                    {"costs", CostsJson(ns.costs())}});
+    absl::StrAppend(&costs, CostsText(fingerprint, ns.costs()));
     table.AddRow({fingerprint, ns.tenant(), ns.spec().model(), LayoutText(ns.spec().layout()),
                   FormatCount(ns.blocks()), FormatCount(ns.regions()),
                   absl::StrCat(FormatCount(ns.slots_used()), " of ", FormatCount(ns.slots())),
                   FormatCount(ns.sessions()),
                   Percent(ns.fetch_hit_blocks(), ns.fetch_hit_blocks() + ns.fetch_miss_blocks())});
   }
-  std::fputs((global.json ? json{{"namespaces", rows}}.dump(2) + "\n" : table.ToString()).c_str(),
+  std::fputs((global.json ? json{{"namespaces", rows}}.dump(2) + "\n"
+                          : absl::StrCat(table.ToString(), costs))
+                 .c_str(),
              stdout);
   return kExitOk;
 }

@@ -37,6 +37,7 @@
 #include "base/kv_layout.h"
 #include "base/namespace_spec.h"
 #include "base/tier.h"
+#include "base/turn_plan.h"
 
 namespace kavern {
 
@@ -212,6 +213,23 @@ struct PrefetchRequest {
   std::function<bool(const PrefetchProgress&)> on_progress = nullptr;
 };
 
+// A turn that is about to be computed.
+struct PlanRequest {
+  // Of its full blocks from the first token on, those that may come from the cache: an engine that
+  // always computes the last token leaves out the block that has it.
+  std::span<const BlockKey> keys = {};
+  std::uint64_t token_count = 0;          // of the whole turn
+  std::uint64_t engine_tokens = 0;        // the first ones, which the engine has itself
+  std::chrono::milliseconds deadline{0};  // as Match's
+};
+// What an engine measured: the KV of tokens [begin_token, end_token) was computed in `duration`,
+// that of the tokens before them being in place.
+struct PrefillTiming {
+  std::uint64_t begin_token = 0;
+  std::uint64_t end_token = 0;
+  std::chrono::duration<double, std::milli> duration{0};
+};
+
 // What a client says of a chain of blocks: it is a conversation, it has a name, and it matters so
 // much for so long. Of a namespace's blocks in the daemon's RAM those of a lower priority leave
 // first; blocks of no conversation are at 50. Once the TTL is over they leave before all others.
@@ -287,6 +305,22 @@ class Namespace {
   // Unavailable the disk cannot be read.
   virtual absl::StatusOr<FetchResult> FetchInto(const FetchRequest& request,
                                                 std::span<const MutableBuffer> buffers) = 0;
+
+  // What of a turn to fetch, from which tier, and what to compute, with the predicted milliseconds
+  // of each; the caller may follow it or not. As Match: read from shared memory, no RPC, a hint;
+  // nothing is cached while the daemon is away. (On TCP: one RPC.)
+  //
+  // The costs are those measured in this namespace by all clients of the node, and asked for in the
+  // background: prefills by whoever calls ReportPrefill, fetches by FetchInto itself (on TCP: of
+  // this client alone). Until there are a few samples the plan says so (TurnPlan::measured) and
+  // recommends all that is cached. Every 32nd plan of this object that would leave cached blocks
+  // aside recommends them once more (TurnPlan::probe), so that a tier that was slow is measured
+  // again. InvalidArgument: more keys than full blocks, engine_tokens above token_count, or more
+  // than 2^24 tokens.
+  virtual absl::StatusOr<TurnPlan> Plan(const PlanRequest& request) = 0;
+  // Tells the daemon in the background: never waits for it, and what it cannot be told is dropped.
+  // InvalidArgument names the field of a timing that no machine can have measured.
+  virtual absl::Status ReportPrefill(const PrefillTiming& timing) = 0;
 
   // Brings blocks from disk into the daemon's RAM, all their parts, so that a fetch soon after
   // finds them there; leases nothing. Waits behind every fetch, and never evicts what was used

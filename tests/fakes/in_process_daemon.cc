@@ -75,6 +75,10 @@ class InProcessControlPlane final : public client::ControlPlane {
                      v1::MatchResponse* response) override {
     return Unary("Match", context, request, response, &RequestHandlers::Match);
   }
+  absl::Status ReportTimings(const Context& context, const v1::ReportTimingsRequest& request,
+                             v1::ReportTimingsResponse* response) override {
+    return Unary("ReportTimings", context, request, response, &RequestHandlers::ReportTimings);
+  }
   absl::Status BeginStore(const Context& context, const v1::BeginStoreRequest& request,
                           v1::BeginStoreResponse* response) override {
     return Unary("BeginStore", context, request, response, &RequestHandlers::BeginStore);

@@ -225,6 +225,7 @@ void BindNamespace(nb::module_& module) {
       "An open namespace. Thread-safe. Usable over daemon restarts: calls raise UnavailableError "
       "while the daemon is away. Every deadline is in seconds; None: the client's.");
   BindConversations(module, ns);
+  BindPlan(module, ns);
   ns.def_prop_ro("fingerprint",
                  [](const NamespaceHandle& handle) {
                    const auto& bytes = handle.ns->fingerprint().bytes;

@@ -19,6 +19,9 @@ struct NamespaceHandle {
 // Adds what a namespace knows of conversations.
 void BindConversations(nb::module_& module, nb::class_<NamespaceHandle>& ns);
 
+// Adds plans, and reports of timings.
+void BindPlan(nb::module_& module, nb::class_<NamespaceHandle>& ns);
+
 // How many Python objects look at memory of one lease. Outlives the lease while they do.
 using Views = std::shared_ptr<std::atomic<std::int64_t>>;
 

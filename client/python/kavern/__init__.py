@@ -30,11 +30,13 @@ from kavern._kavern import (
     NamespaceSpec,
     PagedKv,
     PagedResult,
+    PlanRange,
     PrefetchProgress,
     StoreLease,
     StoreOutcome,
     StoreResult,
     TensorLayout,
+    TurnPlan,
 )
 from kavern.errors import (
     AbortedError,

@@ -130,10 +130,10 @@ NEVER_WAITS = {
     "BlockKeyChain": {"append", "keys_between", "set_extra_keys", "truncate"},
     "FetchLease": {"status", "checksum", "tier", "copy_to"},
     "KvLayout": {"of_model", "part_bytes"},
-    "Namespace": {"chain"},
+    "Namespace": {"chain", "report_prefill"},
     "StoreLease": {"fill", "set_checksum"},
     # Its calls end by the deadlines that it is made with, or wait for as long as `patience` says.
-    "PagedKv": {"begin_load", "begin_store", "gather", "take_results", "close"},
+    "PagedKv": {"begin_load", "begin_store", "layer_written", "gather", "give_up", "take_results", "close"},
 }
 
 

@@ -41,7 +41,9 @@ TEST_F(ForkTest, AChildIsToldToMakeItsOwnClient) {
                                 absl::IsFailedPrecondition(client_->WaitUntilAttached({})) &&
                                 absl::IsFailedPrecondition(Store(*ns_, keys_).status()) &&
                                 absl::IsFailedPrecondition(ns_->Fetch({.keys = keys_}).status());
-              return told && ns_->Match(keys_) == 0 && !client_->connection().attached;
+              const bool plans = ns_->Plan({.keys = keys_, .token_count = 64}).ok() ||
+                                 ns_->ReportPrefill({0, 64, std::chrono::seconds(1)}).ok();
+              return told && !plans && ns_->Match(keys_) == 0 && !client_->connection().attached;
             }),
             0);
   EXPECT_EQ(Fetch(*ns_, keys_), AllOk(4));
