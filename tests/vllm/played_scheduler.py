@@ -51,10 +51,12 @@ class Scheduler:
         weight_transfer=None,
         block_tokens: int = BLOCK,
         worker_extension: str = "",
+        **options,
     ):
         group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=block_tokens))
         cache_config = SimpleNamespace(kv_cache_groups=[group] * groups)
-        options = settings.parse({"kavern.address": daemon.address})
+        options = {"address": daemon.address} | options
+        options = settings.parse({f"kavern.{name}": value for name, value in options.items()})
         vllm_config = SimpleNamespace(
             kv_events_config=None,
             weight_transfer_config=weight_transfer,

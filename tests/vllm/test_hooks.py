@@ -60,6 +60,35 @@ def test_what_the_engine_has_is_not_loaded(scheduler, daemon):
     assert scheduler.side.finished(other)["kavern"]["miss"] == "the engine has it itself"
 
 
+def test_what_is_quicker_to_compute_is_not_loaded(daemon, request):
+    scheduler = Scheduler(daemon, request.node.name, block_tokens=128, follow_plan=True)
+    tokens = range(1000, 1520)
+    keys = store(scheduler, daemon, tokens, 4)
+    turn = Request("a", tokens)
+    assert scheduler.admit(turn) == 512  # nothing was measured yet
+    namespace = scheduler.side._link.namespace()
+    parts = [bytearray(namespace.spec.layout.part_bytes()) for _ in keys]
+    give_up = time.monotonic() + 30
+    while not (plan := namespace.plan(keys, 520)).measured:
+        assert time.monotonic() < give_up
+        namespace.report_prefill(0, 512, 1e-6)
+        namespace.fetch_into(keys, parts)
+    assert plan.total_ms < 0.01
+    computed = Request("b", tokens)
+    assert scheduler.side.matched_tokens(computed, 0) == 0
+    assert scheduler.side.finished(computed)["kavern"]["miss"] == "from token 0 on it is quicker to compute"
+    scheduler.side.close()
+
+
+def test_a_prefill_that_has_a_step_for_itself_is_told_of(scheduler):
+    alone, other = Request("a", range(600, 620)), Request("b", range(700, 720))
+    scheduler.admit(alone)
+    scheduler.admit(other)
+    assert scheduler.step((alone, 8)).alone == (0, 8)
+    assert scheduler.step((alone, 1)).alone is None  # an answer's token
+    assert scheduler.step((alone, 4), (other, 8)).alone is None
+
+
 def test_steps_planned_ahead_save_known_tokens_only(scheduler):
     request = Request("a", range(10))
     scheduler.admit(request)

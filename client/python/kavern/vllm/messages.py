@@ -50,6 +50,7 @@ class StepPlan(KVConnectorMetadata):
     idle: bool = False  # nothing is computed in this step
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    alone: tuple[int, int] | None = None  # the step computes tokens [begin, end) of one request, and nothing else
 
 
 @dataclass

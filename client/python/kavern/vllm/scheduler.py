@@ -127,15 +127,21 @@ class SchedulerSide:
             return 0
         self._extend(state, request.num_tokens)
         usable = (request.num_tokens - 1) // self._block_tokens
-        tiers = self._namespace().match_tiers(state.chain.keys_between(0, usable))
-        matched = len(tiers)
+        keys = state.chain.keys_between(0, usable)
+        tiers = self._namespace().match_tiers(keys)
         state.hit_tiers = tiers[local_tokens // self._block_tokens :]
-        tokens = matched * self._block_tokens - local_tokens
-        if tokens <= 0:
+        stored = len(tiers) * self._block_tokens
+        if stored <= local_tokens:
             state.miss = "the engine has it itself" if local_tokens else "not stored, or evicted"
             return 0
-        state.miss = "" if matched == usable else f"stored up to token {matched * self._block_tokens}"
-        return tokens
+        state.miss = "" if len(tiers) == usable else f"stored up to token {stored}"
+        if self._settings.follow_plan:
+            plan = self._namespace().plan(keys, request.num_tokens, engine_tokens=local_tokens)
+            worthwhile = (plan.first_block + plan.fetch_blocks) * self._block_tokens
+            if worthwhile < stored:
+                state.miss = f"from token {max(worthwhile, local_tokens)} on it is quicker to compute"
+                stored = worthwhile
+        return max(stored - local_tokens, 0)
 
     def _why_no_lookup(self, state: _Conversation) -> str:
         if state.request.skip_reading_prefix_cache:
@@ -185,6 +191,8 @@ class SchedulerSide:
             self.stats.add(outcome)
         plan = StepPlan(epoch=self._epoch, idle=not output.num_scheduled_tokens, loads=self._loads)
         self._loads = []
+        if len(output.num_scheduled_tokens) == 1:
+            plan.alone = self._alone(*next(iter(output.num_scheduled_tokens.items())))
         block_state = output.kv_connector_block_state
         may_save = self._link.breaker.closed and self._link.attached
         room = _BLOCKS_PER_STEP
@@ -203,6 +211,14 @@ class SchedulerSide:
                 plan.saves.append(save)
                 room -= len(save.keys)
         return plan
+
+    def _alone(self, request_id: str, scheduled: int) -> tuple[int, int] | None:
+        """Tokens of a prefill that has the step for itself, and so tells what a prefill costs."""
+        state = self._conversations.get(request_id)
+        if state is None or scheduled < self._block_tokens:
+            return None
+        begin = state.request.num_computed_tokens
+        return begin, begin + scheduled
 
     def _save(self, state: _Conversation, ready: int, block_state, room: int) -> Save | None:
         self._start_chain(state)

@@ -24,6 +24,9 @@ class Settings:
     load_timeout_s: float = 2.0
     # How long a step waits for the daemon to grant memory for what it computed; then that is not stored.
     save_patience_s: float = 0.05
+    # Load what the plan of the turn recommends: this machine was measured, and the rest is quicker to compute. Off: all
+    # that is stored.
+    follow_plan: bool = False
     # Compare what is loaded with its checksum. Off is for measuring what it costs.
     verify_checksums: bool = True
     # How long the engine's start waits for the daemon, before it serves without it.

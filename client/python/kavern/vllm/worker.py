@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 
 import kavern
@@ -56,6 +57,8 @@ class WorkerSide:
         self._patience_s = 0.0
         self._under_way: dict[int, Load | Save] = {}
         self._fresh_saves: list[Save] = []  # begun in this step
+        self._alone: tuple[int, int] | None = None  # tokens of the one request that this step computes
+        self._began = 0.0
         self._ended = Ended()
         self._report = StepReport()
         self.stats = Stats()
@@ -141,10 +144,10 @@ class WorkerSide:
         self._open()
         for load in plan.loads:
             self._begin_load(load)
-        if not self._saves_here:
-            return
-        for save in plan.saves:
-            self._begin_save(save)
+        if self._saves_here:
+            for save in plan.saves:
+                self._begin_save(save)
+        self._alone, self._began = plan.alone, time.perf_counter()
 
     def _begin_load(self, load: Load) -> None:
         try:
@@ -178,6 +181,7 @@ class WorkerSide:
 
     def finish_saves(self) -> None:
         """After the forward pass: when this returns, the engine may reuse every page."""
+        self._report_prefill()
         if not self._fresh_saves:
             return
         bounced = [] if self._bounce is None else [item for save in self._fresh_saves for item in enumerate(save.pages)]
@@ -186,6 +190,17 @@ class WorkerSide:
         self._paged.gather(self._settings.save_patience_s)
         for group, pages in bounced:
             self._bounce.drop(group, pages)
+
+    def _report_prefill(self) -> None:
+        """What the plan of a turn is made of. Of a device only its launches are over by now: nothing is known of it."""
+        namespace = self._link.namespace()
+        if self._alone is None or namespace is None or self._bounce is not None or self._shard or not self._saves_here:
+            return
+        try:
+            namespace.report_prefill(*self._alone, time.perf_counter() - self._began)
+        except kavern.KavernError as error:
+            logger.debug("Kavern: the time of a prefill is not reported: %s", error)
+        self._alone = None
 
     def ended(self) -> Ended:
         """Loads that ended since the last call, each once, and only when nobody writes to their pages any more."""
