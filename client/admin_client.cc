@@ -68,6 +68,7 @@ class AdminClientImpl final : public AdminClient {
 absl::StatusOr<std::unique_ptr<AdminClient>> AdminClient::Connect(
     const std::string& address, const std::string& tenant, std::chrono::milliseconds deadline) {
   KAVERN_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseAddress(address));
+  KAVERN_ASSIGN_OR_RETURN(auto control, MakeGrpcControlPlane(endpoint.grpc_target));
   std::shared_ptr<Attachment> attachment;
   if (endpoint.shared_memory) {
     Attachment::Options options;
@@ -78,8 +79,7 @@ absl::StatusOr<std::unique_ptr<AdminClient>> AdminClient::Connect(
     options.mapped_bytes = std::make_shared<std::atomic<std::uint64_t>>(0);
     KAVERN_ASSIGN_OR_RETURN(attachment, Attachment::Connect(options));
   }
-  return std::make_unique<AdminClientImpl>(std::move(attachment),
-                                           MakeGrpcControlPlane(endpoint.grpc_target), deadline);
+  return std::make_unique<AdminClientImpl>(std::move(attachment), std::move(control), deadline);
 }
 
 }  // namespace kavern::client

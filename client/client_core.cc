@@ -68,7 +68,7 @@ void ClientCore::Stop(SteadyTime until) {
 absl::Status ClientCore::CheckProcess() const {
   if (getpid() == pid_) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      "this client belongs to the parent process: make a new one after fork()");
+      "this client belongs to the process that this one was forked from");
 }
 
 SteadyTime ClientCore::Until(std::chrono::milliseconds deadline) const {

@@ -26,7 +26,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(ClientOptions options) {
   KAVERN_ASSIGN_OR_RETURN(const client::Endpoint endpoint, client::ParseAddress(options.address));
   std::optional<client::WideAffinity> wide;
   if (options.any_processor) wide.emplace();
-  auto control = client::MakeGrpcControlPlane(endpoint.grpc_target);
+  KAVERN_ASSIGN_OR_RETURN(auto control, client::MakeGrpcControlPlane(endpoint.grpc_target));
   return std::make_unique<ClientImpl>(std::move(options), endpoint, std::move(control));
 }
 

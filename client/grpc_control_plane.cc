@@ -1,7 +1,9 @@
 #include "client/grpc_control_plane.h"
 
 #include <grpcpp/grpcpp.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 
 #include "kavern/v1/admin.grpc.pb.h"
@@ -119,7 +121,14 @@ class GrpcControlPlane final : public ControlPlane {
 
 }  // namespace
 
-std::unique_ptr<ControlPlane> MakeGrpcControlPlane(const std::string& target) {
+absl::StatusOr<std::unique_ptr<ControlPlane>> MakeGrpcControlPlane(const std::string& target) {
+  static std::atomic<pid_t> grpc_process = 0;  // that gRPC began in
+  pid_t first = 0;
+  if (!grpc_process.compare_exchange_strong(first, getpid()) && first != getpid()) {
+    return absl::FailedPreconditionError(
+        "this process was forked from one that had a client, and gRPC does not survive that: spawn "
+        "it, or fork it before the first client is made");
+  }
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

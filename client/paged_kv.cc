@@ -373,7 +373,7 @@ class PagedKvOfProcess final : public PagedKv {
   absl::Status CheckProcess() const {
     if (getpid() == pid_) return absl::OkStatus();
     return absl::FailedPreconditionError(
-        "this PagedKv belongs to the parent process: make a new one after fork()");
+        "this PagedKv belongs to the process that this one was forked from");
   }
 
   const pid_t pid_ = getpid();

@@ -355,12 +355,14 @@ struct ConnectionInfo {
   std::uint64_t mapped_bytes = 0;  // of regions, those of former incarnations included
 };
 
-// A connection to one daemon. Thread-safe. After fork() the child must make its own: calls on the
-// parent's answer FailedPrecondition there. A deadline of 0 is ClientOptions::deadline.
+// A connection to one daemon. Thread-safe. Calls on it answer FailedPrecondition in a forked child,
+// which cannot make its own either, for gRPC does not survive a fork: spawn workers, or fork them
+// before the first client is made. A deadline of 0 is ClientOptions::deadline.
 class Client {
  public:
   // Never waits for the daemon: when it is away, calls answer Unavailable at once and the client
-  // goes on attaching in the background. InvalidArgument for a bad option.
+  // goes on attaching in the background. InvalidArgument for a bad option; FailedPrecondition in a
+  // child forked from a process that made one.
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
   // Closes it, if that was not done.
   virtual ~Client() = default;

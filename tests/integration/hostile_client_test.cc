@@ -33,7 +33,7 @@ class HostileClientTest : public NodeTest {
     ASSERT_TRUE(welcome.has_value());
     context_ = {std::string(reinterpret_cast<const char*>(welcome->session_token), 16),
                 Clock::System().Now() + std::chrono::seconds(60)};
-    control_ = client::MakeGrpcControlPlane("unix:" + socket_path());
+    control_ = *client::MakeGrpcControlPlane("unix:" + socket_path());
     v1::OpenNamespaceRequest open;
     client::FillSpec(TestSpec(), open.mutable_spec());
     v1::OpenNamespaceResponse opened;

@@ -132,7 +132,7 @@ TEST_F(MisuseTest, WithoutItsOwnTokenACallerGetsNothing) {
   ASSERT_TRUE(StorePattern(*ns_, keys_).ok());
   const auto lease = ns_->Fetch({.keys = keys_});
   ASSERT_TRUE(lease.ok());
-  const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
+  const auto control = *client::MakeGrpcControlPlane("unix:" + socket_path());
   EXPECT_TRUE(absl::IsUnauthenticated(control->Ping(ContextOf(""))));
   EXPECT_TRUE(absl::IsUnauthenticated(control->Ping(ContextOf(std::string(16, 'x')))));
   EXPECT_TRUE(absl::IsUnauthenticated(control->Ping(ContextOf("short"))));
@@ -169,7 +169,7 @@ TEST_F(MisuseTest, AMessageOfOneGigabyteIsRefusedBeforeItIsInMemory) {
   const auto welcome = attached.Attach(socket_path() + ".attach");
   ASSERT_TRUE(welcome.has_value());
   const std::string token(reinterpret_cast<const char*>(welcome->session_token), 16);
-  const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
+  const auto control = *client::MakeGrpcControlPlane("unix:" + socket_path());
   v1::MatchRequest request;
   request.mutable_keys()->resize(std::size_t{1} << 30);
   v1::MatchResponse response;
@@ -208,7 +208,7 @@ TEST_F(MisuseTest, MoreKeysThanARequestMayHaveAreRefused) {
   const auto welcome = attached.Attach(socket_path() + ".attach");
   ASSERT_TRUE(welcome.has_value());
   const std::string token(reinterpret_cast<const char*>(welcome->session_token), 16);
-  const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
+  const auto control = *client::MakeGrpcControlPlane("unix:" + socket_path());
   v1::MatchRequest request;
   request.mutable_keys()->resize(std::size_t{17} * 16, 'k');
   v1::MatchResponse response;

@@ -37,7 +37,7 @@ class PlanNodeTest : public NodeTest {
         std::string(reinterpret_cast<const char*>(welcome->session_token),
                     sizeof(welcome->session_token)),
         Clock::System().Now() + std::chrono::seconds(20)};
-    const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
+    const auto control = *client::MakeGrpcControlPlane("unix:" + socket_path());
     v1::OpenNamespaceRequest open;
     open.mutable_spec()->set_model("test-model");
     v1::KvLayout* layout = open.mutable_spec()->mutable_layout();

@@ -53,7 +53,7 @@ TEST_F(TenancyTest, KnowingAnothersFingerprintAndKeysGivesNothing) {
   const client::CallContext context = {
       std::string(reinterpret_cast<const char*>(welcome->session_token), 16),
       Clock::System().Now() + std::chrono::seconds(20)};
-  const auto control = client::MakeGrpcControlPlane("unix:" + socket_path());
+  const auto control = *client::MakeGrpcControlPlane("unix:" + socket_path());
   const std::string fingerprint = client::PackFingerprint(a_->fingerprint());
   v1::FetchRequest fetch;
   fetch.set_fingerprint(fingerprint);

@@ -278,8 +278,9 @@ void BindClient(nb::module_& module) {
   BindNamespace(module);
   nb::class_<ClientHandle>(
       module, "Client",
-      "A connection to one daemon. Thread-safe. A forked child makes its own: its parent's raises "
-      "FailedPreconditionError there. A context manager, which closes it. Every deadline is in "
+      "A connection to one daemon. Thread-safe. In a forked child it raises "
+      "FailedPreconditionError, and so does making another there: spawn workers, or fork them "
+      "before the first client is made. A context manager, which closes it. Every deadline is in "
       "seconds; None: the client's own.")
       .def(
           "__init__",

@@ -115,6 +115,7 @@ def test_a_client_closes_though_the_daemon_does_not_hear_what_it_gave_back(daemo
     client.close(SHORT)
     with pytest.raises(kavern.FailedPreconditionError):
         client.ping(SHORT)
+    daemon.kill()  # what it did not hear of it keeps until this process ends: it would wait for that
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan")])

@@ -45,7 +45,18 @@ def fetch_with_a_client_of_its_own(address: str, spec: kavern.NamespaceSpec, key
         return [bytes(block) for block in blocks]
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def client_refused(address: str) -> str:
+    with pytest.raises(kavern.FailedPreconditionError) as refused:
+        kavern.Client(address)
+    return str(refused.value)
+
+
+# gRPC's threads do not come along: a call could hang for ever.
+def test_a_child_forked_beside_a_client_is_refused_one(daemon, client):
+    assert "spawn it, or fork it before the first client" in in_child("fork", client_refused, daemon.address)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_worker_of_multiprocessing_makes_its_own_client(method, daemon, client, ns):
     keys = keys_of(ns, 1, 3)
     ns.store(keys, [payload(key) for key in keys])
