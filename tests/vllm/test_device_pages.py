@@ -3,15 +3,19 @@ processors stand for a device's, and its stream is one that copies when the test
 its own streams and events keep this order, is not shown here."""
 
 import contextlib
+import random
 
 import pytest
+import tiny_models
 import torch
 from daemon import Daemon
+from engine import transfer_config
 from kavern import InvalidArgumentError, UnimplementedError
 from kavern.vllm import device_pages
 from kavern.vllm.device_pages import DeviceMemory
 from kavern.vllm.messages import StepPlan
 from played_worker import PAGE_BYTES, Worker, load, save
+from recording import noted
 
 PAGES = 6
 
@@ -331,3 +335,22 @@ def test_what_a_forward_pass_did_not_finish_is_not_saved(make_worker):
 def test_what_overwrites_pages_without_a_hook_is_refused(what, why, make_worker):
     with pytest.raises(UnimplementedError, match=why):
         make_worker(**{what: True})
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_engine_with_few_pages_on_a_device_that_lags(late, tmp_path, empty_daemon, tiny_engines):
+    """Pages for three of four requests, and a device that copies at the last moment. Where the fence comes after the
+    step's writes, the engine loads blocks that it never saved, so the witness sees."""
+    model = tiny_models.write("gqa", tmp_path / "model")
+    draw = random.Random(5)
+    prompts = [[draw.randrange(3, 500) for _ in range(length)] for length in (360, 370, 380, 300)]
+    transfer = transfer_config(
+        empty_daemon.address, kv_connector="LaggingConnector", kv_connector_module_path="lagging", kavern_bounce=True
+    )
+    transfer["kv_connector_extra_config"] |= {"record": str(tmp_path), "late": late}
+    tiny_engines.run(model, [{"together": prompts}] * 4, transfer, as_on_gpu=True, pages=13)
+    counts = {what: noted(tmp_path, what) for what in ("fenced", "verified", "wrong")}
+    print(f"late: {late}, {counts}")
+    assert counts["fenced"] > 0
+    assert counts["verified"] > 0 or late
+    assert (counts["wrong"] > 0) == late
