@@ -271,13 +271,13 @@ class PagedKvImpl final : public PagedKv {
   }
 
   // Of `stores`, those that the daemon answered by `until`; the others are given up.
-  Stores Answered(Stores stores, Clock::time_point until, const char* why_not) {
+  Stores Answered(Stores stores, Clock::time_point until, const absl::Status& why_not) {
     MutexLock lock(mu_);
     std::erase_if(stores, [&](const std::shared_ptr<Begun>& store) KAVERN_REQUIRES(mu_) {
       while (!store->answered && answered_.WaitUntil(mu_, until)) {
       }
       if (store->answered) return false;
-      store->given_up = absl::DeadlineExceededError(why_not);
+      store->given_up = why_not;
       return true;
     });
     return stores;
@@ -285,7 +285,7 @@ class PagedKvImpl final : public PagedKv {
 
   void GatherOf(Stores stores, std::chrono::milliseconds patience) {
     stores = Answered(std::move(stores), Clock::now() + patience,
-                      "the daemon granted no memory in time");
+                      absl::DeadlineExceededError("the daemon granted no memory in time"));
     MutexLock one_at_a_time(copy_mu_);
     for (const auto& store : stores) {
       for (std::size_t group = 0; group < groups_.size(); ++group) {
@@ -299,10 +299,10 @@ class PagedKvImpl final : public PagedKv {
   }
 
   void GiveUpOf(Stores stores) {
-    constexpr const char* kWhy = "given up before its pages were copied";
-    for (const auto& store : Answered(std::move(stores), Clock::time_point::min(), kWhy)) {
-      store_jobs_.Add([this, store] {
-        store->job.GiveUp(absl::CancelledError(kWhy));
+    const absl::Status why = absl::CancelledError("given up before its pages were copied");
+    for (const auto& store : Answered(std::move(stores), Clock::time_point::min(), why)) {
+      store_jobs_.Add([this, store, why] {
+        store->job.GiveUp(why);
         Finish(store->job.TakeResult());
       });
     }

@@ -124,8 +124,7 @@ class PagedKv {
   virtual void GatherStores(std::span<const std::uint64_t> ids,
                             std::chrono::milliseconds patience) = 0;
   // Ends stores that are not yet gathered, all or those with these numbers: nothing of them is
-  // stored, and they are reported as Cancelled, or DeadlineExceeded. For pages that are not what
-  // they were to be.
+  // stored, and they are reported as Cancelled. For pages that are not what they were to be.
   virtual void GiveUpStores() = 0;
   virtual void GiveUpStores(std::span<const std::uint64_t> ids) = 0;
 

@@ -74,6 +74,7 @@ class TinyEngines:
         ranks: int = 1,
         kv_events: str | None = None,
         as_on_gpu: bool = False,
+        pages: int | None = None,
     ) -> int:
         """Starts an engine, beside those that run already; its number. steps: as in tiny_engine.py."""
         self._begun += 1
@@ -83,7 +84,7 @@ class TinyEngines:
             transfer = transfer | {"kv_connector_extra_config": patient | transfer["kv_connector_extra_config"]}
         plan = {"number": self._begun, "log": str(self._log(self._begun)), "answers": str(self._answers(self._begun))}
         plan |= {"model": str(model), "steps": steps, "kv_transfer_config": transfer, "kv_events": kv_events}
-        plan |= {"tensor_parallel_size": ranks, "as_on_gpu": as_on_gpu}
+        plan |= {"tensor_parallel_size": ranks, "as_on_gpu": as_on_gpu, "pages": pages}
         print(json.dumps(plan), file=self._server.stdin, flush=True)
         return self._begun
 

@@ -51,6 +51,7 @@ class Scheduler:
         weight_transfer=None,
         block_tokens: int = BLOCK,
         worker_extension: str = "",
+        copies_later: bool = False,
         **options,
     ):
         group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=block_tokens))
@@ -66,14 +67,15 @@ class Scheduler:
         self.identity = Identity(
             model, "w", "", "", "", "int8", block_tokens, 1, tuple([(1, "FULL_ATTENTION", 2, 256, 0, 0)] * groups)
         )
-        self.side.handshake({(0, 0): Handshake(self.identity)})
+        self.side.handshake({(0, 0): Handshake(self.identity, copies_later)})
         self.pages: dict[str, tuple[list[int], ...]] = {}
 
-    def step(self, *scheduled):
-        """Plans a step of (request, tokens); then, as asynchronous scheduling does, counts them as computed at once."""
+    def step(self, *scheduled, **output):
+        """Plans a step of (request, tokens); then, as asynchronous scheduling does, counts them as computed at once.
+        output: what else vLLM's SchedulerOutput says."""
         state = SimpleNamespace(get_block_ids=lambda request_id: self.pages[request_id])
         tokens = {request.request_id: count for request, count in scheduled}
-        plan = self.side.plan(SimpleNamespace(num_scheduled_tokens=tokens, kv_connector_block_state=state))
+        plan = self.side.plan(SimpleNamespace(num_scheduled_tokens=tokens, kv_connector_block_state=state, **output))
         for request, count in scheduled:
             request.num_computed_tokens += count
         return plan

@@ -15,12 +15,17 @@ import time
 
 import kavern
 from kavern.vllm import KavernConnector
+from kavern.vllm.identity import group_tensors
 from kavern.vllm.messages import Load
 
 DIRECTORY = pathlib.Path(os.environ.get("KAVERN_RECORD_DIRECTORY", "/nonexistent"))
 
 
 class RecordingConnector(KavernConnector):
+    def register_kv_caches(self, kv_caches) -> None:
+        super().register_kv_caches(kv_caches)
+        self._tensors = [group.tensors for group in group_tensors(self._kv_cache_config, kv_caches)]
+
     def bind_connector_metadata(self, connector_metadata) -> None:
         self._saves = list(connector_metadata.saves)
         if not hasattr(self, "_loads"):
@@ -72,7 +77,7 @@ class RecordingConnector(KavernConnector):
         import torch
 
         digest = hashlib.sha256()
-        for tensor in self._worker._tensors[group]:
+        for tensor in self._tensors[group]:
             digest.update(tensor[page].contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

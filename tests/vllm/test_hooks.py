@@ -185,6 +185,40 @@ def test_of_a_sliding_window_only_pages_are_loaded_and_nothing_incomplete_is_sav
     scheduler.side.close()
 
 
+def test_pages_of_new_tokens_are_told_where_workers_copy_after_the_step(daemon):
+    new = [
+        SimpleNamespace(num_computed_tokens=0, block_ids=([1, 2], [3, 4])),
+        SimpleNamespace(num_computed_tokens=2 * BLOCK + 1, block_ids=([5, 6, 7, 8], [NULL, NULL, 9, 10])),
+    ]
+    cached = SimpleNamespace(
+        req_ids=["goes on", "needs none", "resumed"],
+        resumed_req_ids={"resumed"},
+        num_computed_tokens=[9 * BLOCK, 5 * BLOCK, BLOCK],
+        new_block_ids=[([11], [12]), None, ([13, 14], [NULL, 15])],
+    )
+    output = {"scheduled_new_reqs": new, "scheduled_cached_reqs": cached, "new_block_ids_to_zero": [16]}
+    scheduler = Scheduler(daemon, "fences", groups=2, copies_later=True)
+    assert scheduler.step(**output).fresh_pages == {1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 14, 15, 16}
+    scheduler.side.close()
+    scheduler = Scheduler(daemon, "no fences", groups=2)
+    assert scheduler.step(**output).fresh_pages == set()
+    scheduler.side.close()
+
+
+def test_a_step_saves_no_more_than_may_be_on_its_way(daemon):
+    bound = 3 * 4096 + 1  # three blocks
+    scheduler = Scheduler(daemon, "bounded", copies_later=True, inflight_save_bytes_max=bound)
+    request = Request("a", range(20))
+    scheduler.admit(request)
+    none = SimpleNamespace(req_ids=[], resumed_req_ids=set(), num_computed_tokens=[], new_block_ids=[])
+    output = {"scheduled_new_reqs": [], "scheduled_cached_reqs": none, "new_block_ids_to_zero": None}
+    assert [len(s.keys) for s in scheduler.step((request, 20), **output).saves] == [3]
+    request.all_token_ids += [1, 2, 3, 4]
+    (save,) = scheduler.step((request, 4), **output).saves
+    assert (save.first, len(save.keys)) == (3, 3)
+    scheduler.side.close()
+
+
 @pytest.mark.parametrize(
     "changes, why",
     [

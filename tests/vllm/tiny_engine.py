@@ -2,14 +2,14 @@
 
 Reads plans from stdin, one line of JSON each:
 
-    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "as_on_gpu", "steps": [...],
+    {"model", "kv_transfer_config", "kv_events", "tensor_parallel_size", "as_on_gpu", "pages", "steps": [...],
      "number": of the plan, "log": path, "answers": path}
 
 and says on stdout, a line each, as they come: the number of a plan that has ended. Its answers are then in the file; where
 there is none, see the log. Plans run side by side.
 
 A step is {"prompt": [token ids]}, or {"more": [token ids]}: the prompt before, its answer, and these; or {"damage":
-arguments of damage.flip_signs}, before which the engine forgets its own prefix cache. Importing vLLM takes longer than such
+arguments of damage.flip_signs}, or {"together": [prompts]}, before which the engine forgets its own prefix cache. Importing vLLM takes longer than such
 an engine lives, so it is imported once, and forked.
 """
 
@@ -83,7 +83,8 @@ def _answers(plan: dict) -> list:
         plan["model"],
         skip_tokenizer_init=True,
         enforce_eager=True,
-        max_model_len=2048,
+        max_model_len=1024 if plan.get("pages") else 2048,
+        num_gpu_blocks_override=plan.get("pages"),
         max_num_batched_tokens=512,
         tensor_parallel_size=ranks,
         kv_transfer_config=KVTransferConfig(**transfer) if transfer else None,
@@ -97,6 +98,12 @@ def _answers(plan: dict) -> list:
         if "damage" in step:
             assert engine.reset_prefix_cache()
             answers.append({"damaged": damage.flip_signs(**step["damage"])})
+            continue
+        if "together" in step:
+            assert engine.reset_prefix_cache()
+            sampling.max_tokens = 40
+            results = engine.generate([{"prompt_token_ids": p} for p in step["together"]], sampling, use_tqdm=False)
+            answers.append({"cached": sum(result.num_cached_tokens for result in results)})
             continue
         prompt = prompt + answers[-1]["tokens"] + step["more"] if "more" in step else step["prompt"]
         (result,) = engine.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)

@@ -108,7 +108,9 @@ class PagedKvTest : public ClientTest {
         paged.BeginStore({.parent = {}, .keys = Keys(*ns_, 99, 1), .blocks = {{50, 51}}});
     ASSERT_TRUE(last.ok()) << last.status();
     paged.GiveUpStores({{*last}});
-    EXPECT_EQ(Next(paged).id, *last);
+    const PagedResult given_up = Next(paged);
+    EXPECT_EQ(given_up.id, *last);
+    EXPECT_TRUE(absl::IsCancelled(given_up.status)) << given_up.status;  // answered or not
   }
 
   // What comes back for the keys is what `computed` has in these pages.

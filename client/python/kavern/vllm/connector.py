@@ -41,7 +41,7 @@ def _timed(hook):
 class KavernConnector(KVConnectorBase_V1, SupportsHMA):
     """Hooks in the order in which a step calls them.
 
-    Scheduler: get_num_new_matched_tokens, update_state_after_alloc, build_connector_meta; worker:
+    Scheduler: get_num_new_matched_tokens, update_state_after_alloc, build_connector_meta; worker: handle_preemptions,
     bind_connector_metadata, forward pass with a save_kv_layer after each layer, start_load_kv, wait_for_save,
     get_transfer_results; scheduler: update_connector_output, request_finished_all_groups.
     """
@@ -83,6 +83,11 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_handshake_metadata(self) -> Handshake | None:
         return self._worker.handshake()
+
+    @_timed
+    def handle_preemptions(self, kv_connector_metadata: StepPlan) -> None:
+        """In every step, also without a forward pass, before any page is written."""
+        self._worker.fence(kv_connector_metadata.fresh_pages)
 
     @_timed
     def bind_connector_metadata(self, connector_metadata: StepPlan) -> None:
@@ -160,8 +165,8 @@ class KavernConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        # Never held: what is to be saved was gathered in the step that computed it, and a load in flight is vLLM's
-        # own reason to keep the pages.
+        # Never held: who copies pages after their step fences them, and a load in flight is vLLM's own reason to keep
+        # the pages.
         return False, self._scheduler.finished(request)
 
     @_timed

@@ -44,6 +44,11 @@ class Identity:
         """
         return len(self.groups) == 1 and self.groups[0][1] != "SLIDING_WINDOW"
 
+    @property
+    def block_bytes(self) -> int:
+        """Of one shard, all groups together."""
+        return sum(_part_bytes(self))
+
     def spec(self, epoch: int) -> kavern.NamespaceSpec:
         groups = [
             kavern.LayerGroup(

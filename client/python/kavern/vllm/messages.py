@@ -24,6 +24,7 @@ class Handshake(KVConnectorHandshakeMetadata):
     """A worker's, once: what its KV looks like."""
 
     identity: Identity
+    copies_later: bool = False  # pages are read after the step that saves them
     machine: str = field(default_factory=_machine)
 
 
@@ -50,6 +51,8 @@ class StepPlan(KVConnectorMetadata):
     idle: bool = False  # nothing is computed in this step
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    # Pages that this step gives to new tokens, of all KV cache groups: for workers that copy later.
+    fresh_pages: set[int] = field(default_factory=set)
     alone: tuple[int, int] | None = None  # the step computes tokens [begin, end) of one request, and nothing else
 
 

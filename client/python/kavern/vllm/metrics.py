@@ -20,6 +20,7 @@ COUNTERS = {
     "save_seconds": ("vllm:kavern_save_seconds", "Time from the begin to the end of saves."),
     "saves": ("vllm:kavern_saves", "Saves that ended well."),
     "save_failures": ("vllm:kavern_save_failures", "Saves that Kavern refused, or did not answer in time."),
+    "saves_given_up": ("vllm:kavern_saves_given_up", "Of these: the engine needed their pages, and the device was slow."),
     "conversations": ("vllm:kavern_conversations", "Turns of named conversations that the daemon was told of."),
     "conversation_failures": ("vllm:kavern_conversation_failures", "Turns of which it could not be told."),
     "hook_seconds": ("vllm:kavern_hook_seconds", "Time that the engine spent inside the connector."),

@@ -72,6 +72,8 @@ class SchedulerSide:
         is_private = vllm_config.weight_transfer_config is not None or parallel.worker_extension_cls
         self._epoch = _fresh_epoch() if is_private else 0
         self._null_page = 0
+        self._fences = False  # workers copy pages after their step
+        self._blocks_per_step = _BLOCKS_PER_STEP
         self._names = secrets.token_bytes(16)  # in which this engine's clients name images
         self._conversations: dict[str, _Conversation] = {}
         self._loads: list[Load] = []
@@ -94,6 +96,10 @@ class SchedulerSide:
         if len(found) != 1:
             raise ValueError(f"Kavern: the workers' KV differs: {sorted(map(str, found))}")
         (self._identity,) = found
+        self._fences = any(worker.copies_later for worker in workers.values())
+        if self._fences:
+            blocks = self._settings.inflight_save_bytes_max // self._identity.block_bytes
+            self._blocks_per_step = max(1, min(blocks, _BLOCKS_PER_STEP))
         self._link.use(self._identity.spec(self._epoch), wait_s=self._settings.attach_timeout_s)
 
     def bind_block_pool(self, pool) -> None:
@@ -191,11 +197,13 @@ class SchedulerSide:
             self.stats.add(outcome)
         plan = StepPlan(epoch=self._epoch, idle=not output.num_scheduled_tokens, loads=self._loads)
         self._loads = []
+        if self._fences:
+            plan.fresh_pages = self._fresh_pages(output)
         if len(output.num_scheduled_tokens) == 1:
             plan.alone = self._alone(*next(iter(output.num_scheduled_tokens.items())))
         block_state = output.kv_connector_block_state
         may_save = self._link.breaker.closed and self._link.attached
-        room = _BLOCKS_PER_STEP
+        room = self._blocks_per_step
         for request_id, scheduled in output.num_scheduled_tokens.items():
             state = self._conversations.get(request_id)
             if state is None or not may_save:
@@ -211,6 +219,17 @@ class SchedulerSide:
                 plan.saves.append(save)
                 room -= len(save.keys)
         return plan
+
+    def _fresh_pages(self, output) -> set[int]:
+        """Pages that the step's forward pass may be the first to write for its tokens. Those of loads are not among
+        them: workers fence a load themselves."""
+        cached = output.scheduled_cached_reqs
+        tables = [(new.num_computed_tokens, new.block_ids) for new in output.scheduled_new_reqs]
+        for request_id, computed, pages in zip(cached.req_ids, cached.num_computed_tokens, cached.new_block_ids):
+            # Of a resumed request all pages are told, and the first ones may be others' too, who computed them.
+            tables.append((computed if request_id in cached.resumed_req_ids else 0, pages or ()))
+        fresh = {page for computed, pages in tables for ids in pages for page in ids[computed // self._block_tokens :]}
+        return fresh.union(output.new_block_ids_to_zero or ()) - {self._null_page}
 
     def _alone(self, request_id: str, scheduled: int) -> tuple[int, int] | None:
         """Tokens of a prefill that has the step for itself, and so tells what a prefill costs."""

@@ -31,6 +31,8 @@ class Settings:
     verify_checksums: bool = True
     # How long the engine's start waits for the daemon, before it serves without it.
     attach_timeout_s: float = 2.0
+    # KV caches on a GPU: saves on their way to memory of this machine, of each worker. What is beyond is offered later.
+    inflight_save_bytes_max: int = 1 << 30
     # Copy by way of memory of this machine, as it is done with KV caches on a GPU; for tests on processors.
     bounce: bool = False
     # Start with a release of vLLM that this connector was not tried with.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import kavern
 from kavern.paged import tensor_layout
 from kavern.vllm import identity as identities
-from kavern.vllm.bounce import Bounce
+from kavern.vllm.device_pages import DeviceMemory, DevicePagedKv, stream_of
 from kavern.vllm.link import Link
 from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
 from kavern.vllm.metrics import Stats
@@ -48,11 +48,11 @@ class WorkerSide:
         self._identity: identities.Identity | None = None
         self._layouts: list[kavern.TensorLayout] = []
         self._tensors: list = []
-        self._bounce: Bounce | None = None  # where the tensors are not memory of this machine
+        self._device: DevicePagedKv | None = None  # where the tensors are not memory of this machine
         self._shard = 0
         self._saves_here = True
         self._epoch = 0
-        self._paged: kavern.PagedKv | None = None
+        self._paged: kavern.PagedKv | DevicePagedKv | None = None
         self._layers: dict[str, tuple[int, int]] = {}  # group, and place in it
         self._patience_s = 0.0
         self._under_way: dict[int, Load | Save] = {}
@@ -61,6 +61,7 @@ class WorkerSide:
         self._began = 0.0
         self._ended = Ended()
         self._report = StepReport()
+        self._warned = False  # of saves that were given up
         self.stats = Stats()
 
     # ---- The engine's life ----
@@ -70,11 +71,9 @@ class WorkerSide:
         groups = identities.group_tensors(self._kv_cache_config, kv_caches)
         pages = self._kv_cache_config.num_blocks
         self._tensors = [group.tensors for group in groups]
-        devices = {tensor.device.type for tensors in self._tensors for tensor in tensors}
-        if self._settings.bounce or devices != {"cpu"}:
-            logger.info("Kavern: KV caches on %s are copied by way of host memory", ", ".join(sorted(devices)))
-            self._bounce = Bounce(self._tensors, pages)
-            self._tensors = self._bounce.tensors
+        devices = {tensor.device for tensors in self._tensors for tensor in tensors}
+        if self._settings.bounce or {device.type for device in devices} != {"cpu"}:
+            self._copy_later(devices, pages)
         else:
             self._layers = identities.layers_by_name(self._kv_cache_config, groups)
         self._layouts = [tensor_layout(tensors, pages) for tensors in self._tensors]
@@ -83,6 +82,26 @@ class WorkerSide:
         self._place(replicas)
         self._link.use(self._identity.spec(self._epoch), wait_s=self._settings.attach_timeout_s)
         self._open()
+
+    def _copy_later(self, devices: set, pages: int) -> None:
+        """From a device: by way of host memory, beside the engine's steps."""
+        # No hook comes before these: pages could be overwritten, or gone, while they are copied.
+        if self._kv_cache_config.needs_kv_cache_zeroing:
+            raise kavern.UnimplementedError("a device's KV cache of several precisions, zeroed before use, is not supported")
+        if self._vllm_config.model_config.enable_sleep_mode:
+            raise kavern.UnimplementedError("enable_sleep_mode: a KV cache on a device that goes away is not supported")
+        if len(devices) != 1:
+            raise kavern.UnimplementedError(f"KV caches on several devices: {sorted(map(str, devices))}")
+        (device,) = devices
+        logger.info("Kavern: KV caches on %s are copied by way of host memory", device)
+        memory = DeviceMemory(self._tensors, pages)
+        self._tensors = memory.tensors
+        self._device = DevicePagedKv(
+            memory,
+            stream_of(device),
+            hold_s=self._settings.load_timeout_s,
+            inflight_bytes_max=self._settings.inflight_save_bytes_max,
+        )
 
     def _place(self, replicas: int) -> None:
         """Which shard is this rank's, and whether it is the one that saves it."""
@@ -94,12 +113,12 @@ class WorkerSide:
         self._saves_here = rank % replicas == 0
 
     def handshake(self) -> Handshake | None:
-        return Handshake(self._identity) if self._identity is not None else None
+        return Handshake(self._identity, self._device is not None) if self._identity is not None else None
 
     def _open(self) -> None:
         namespace = self._link.namespace()
         if self._paged is None and namespace is not None:
-            self._paged = kavern.PagedKv(
+            paged = kavern.PagedKv(
                 namespace,
                 self._layouts,
                 tensors=self._tensors,
@@ -108,6 +127,7 @@ class WorkerSide:
                 store_deadline=self._settings.load_timeout_s,
                 copy_threads=self._settings.copy_threads,
             )
+            self._paged = paged if self._device is None else self._device.over(paged)
 
     def _follow(self, epoch: int) -> None:
         if epoch == self._epoch:
@@ -130,9 +150,20 @@ class WorkerSide:
     def close(self) -> None:
         if self._paged is not None:
             self._end_copies()
+        if self._device is not None:
+            self._device.end()
         self._link.close()
 
     # ---- Every step ----
+
+    def fence(self, pages: set[int]) -> None:
+        """Before any page is written: those that get other tokens are not being saved any more when this returns."""
+        given_up = self._device.fence(pages) if self._device is not None and pages else 0
+        if given_up:
+            self.stats.add("saves_given_up", given_up)
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(level, "Kavern: %d saves given up: the engine needs pages that the device has not copied", given_up)
+            self._warned = True
 
     def begin(self, plan: StepPlan) -> None:
         """Before the forward pass: loads run beside it, and the daemon grants the memory for saves meanwhile."""
@@ -142,6 +173,8 @@ class WorkerSide:
             self._paged.give_up()  # of a step that ended in the middle
         self._follow(plan.epoch)
         self._open()
+        if self._device is not None and self._under_way:
+            self._take_results()  # what was loaded goes on to the device beside the forward pass
         for load in plan.loads:
             self._begin_load(load)
         if self._saves_here:
@@ -166,7 +199,8 @@ class WorkerSide:
             self._under_way[self._paged.begin_store(save.keys, save.pages, parent=save.parent)] = save
             self._fresh_saves.append(save)
         except kavern.KavernError as error:
-            logger.warning("Kavern: a save could not begin: %s", error)
+            level = logging.DEBUG if isinstance(error, kavern.ResourceExhaustedError) else logging.WARNING
+            logger.log(level, "Kavern: a save could not begin: %s", error)
             self._report.failed_saves.add(save.request_id)
 
     @property
@@ -180,21 +214,15 @@ class WorkerSide:
             self._paged.layer_written(*place)
 
     def finish_saves(self) -> None:
-        """After the forward pass: when this returns, the engine may reuse every page."""
+        """After the forward pass: when this returns, the engine may reuse every page; of a device, once it is fenced."""
         self._report_prefill()
-        if not self._fresh_saves:
-            return
-        bounced = [] if self._bounce is None else [item for save in self._fresh_saves for item in enumerate(save.pages)]
-        for group, pages in bounced:
-            self._bounce.bring(group, pages)
-        self._paged.gather(self._settings.save_patience_s)
-        for group, pages in bounced:
-            self._bounce.drop(group, pages)
+        if self._fresh_saves:
+            self._paged.gather(self._settings.save_patience_s)
 
     def _report_prefill(self) -> None:
         """What the plan of a turn is made of. Of a device only its launches are over by now: nothing is known of it."""
         namespace = self._link.namespace()
-        if self._alone is None or namespace is None or self._bounce is not None or self._shard or not self._saves_here:
+        if self._alone is None or namespace is None or self._device is not None or self._shard or not self._saves_here:
             return
         try:
             namespace.report_prefill(*self._alone, time.perf_counter() - self._began)
@@ -230,10 +258,6 @@ class WorkerSide:
     def _load_ended(self, load: Load, result: kavern.PagedResult) -> None:
         self.stats.add("load_bytes", result.bytes)
         self.stats.add("load_seconds", result.seconds)
-        if self._bounce is not None:  # what is before a block that failed is used, too
-            for group, (_, pages) in enumerate(load.groups):
-                self._bounce.take(group, pages)
-                self._bounce.drop(group, pages)
         failed = [[i for i, error in enumerate(errors) if error is not None] for errors in result.errors]
         if any(failed):
             first = min(failed[0], default=0)
