@@ -18,9 +18,15 @@ LONG = 120.0
 PATIENCE = 30.0
 
 
+def _is_stopped(task: pathlib.Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 @contextlib.contextmanager
 def stopped(daemon):
     os.kill(daemon.process.pid, signal.SIGSTOP)
+    while not all(_is_stopped(task) for task in pathlib.Path(f"/proc/{daemon.process.pid}/task").iterdir()):
+        pass  # a thread that runs meanwhile could still answer
     try:
         yield
     finally:
