@@ -18,8 +18,6 @@ constexpr std::size_t kReleasesPerCallMax = 256;
 constexpr std::chrono::milliseconds kReleaseRetryInterval(50);
 // One that hangs is asked again, and must not hold up the end of the client.
 constexpr std::chrono::milliseconds kReleasePatience(1000);
-// Of a report; also what the end of a client may wait for one.
-constexpr std::chrono::milliseconds kReportPatience(1000);
 
 }  // namespace
 
@@ -46,7 +44,9 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> cont
       control_(std::move(control)),
       pid_(getpid()),
       copy_pool_(options_.copy_threads),
-      timing_reporter_([this](const TurnTimings::Report& report) { return SendTimings(report); }) {
+      timing_reporter_([this](const TurnTimings::Report& report, SteadyTime until) {
+        return SendTimings(report, until);
+      }) {
   releaser_ = NamedThread("kavern-release", [this] { ReleaseLoop(); });
 }
 
@@ -55,14 +55,19 @@ ClientCore::~ClientCore() {
 }
 
 void ClientCore::Stop(SteadyTime until) {
-  timing_reporter_.Stop();
   {
     MutexLock lock(mu_);
     stop_ = true;
     stop_until_ = until;
     changed_.NotifyAll();
   }
+  timing_reporter_.Stop(until);
   if (releaser_.joinable()) releaser_.join();
+}
+
+bool IsNotDelivered(const absl::Status& status) {
+  return absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status) ||
+         absl::IsResourceExhausted(status);
 }
 
 absl::Status ClientCore::CheckProcess() const {
@@ -72,7 +77,9 @@ absl::Status ClientCore::CheckProcess() const {
 }
 
 SteadyTime ClientCore::Until(std::chrono::milliseconds deadline) const {
-  return std::chrono::steady_clock::now() + (deadline.count() > 0 ? deadline : options_.deadline);
+  constexpr std::chrono::milliseconds kMax = std::chrono::hours(24 * 365);  // no overflow below
+  return std::chrono::steady_clock::now() +
+         std::min(deadline.count() > 0 ? deadline : options_.deadline, kMax);
 }
 
 std::chrono::milliseconds Left(SteadyTime until) {
@@ -114,9 +121,7 @@ absl::Status ClientCore::ReleaseNow(const PendingRelease& release, SteadyTime un
   v1::ReleaseResponse response;
   absl::Status status =
       control_->Release(Context(release.attachment.get(), Left(until)), request, &response);
-  // A daemon that was too slow still holds the lease; one that is gone, or forgot the session, does
-  // not.
-  if (absl::IsDeadlineExceeded(status)) ReleaseLater(release);
+  if (IsNotDelivered(status)) ReleaseLater(release);
   return status;
 }
 
@@ -171,14 +176,13 @@ bool ClientCore::SendReleases(const std::vector<PendingRelease>& releases, Stead
       releases.front().is_store
           ? SendAbort(releases.front(), until)
           : control_->Release(Context(attachment.get(), Left(until)), request, &response);
-  return !absl::IsDeadlineExceeded(status) && !absl::IsUnavailable(status) &&
-         !absl::IsResourceExhausted(status);
+  return !IsNotDelivered(status);
 }
 
-absl::StatusOr<v1::TurnCosts> ClientCore::SendTimings(const TurnTimings::Report& report) {
+absl::StatusOr<v1::TurnCosts> ClientCore::SendTimings(const TurnTimings::Report& report,
+                                                      SteadyTime until) {
   v1::ReportTimingsResponse response;
-  const CallContext context =
-      Context(report.attachment.get(), std::min(kReportPatience, options_.deadline));
+  const CallContext context = Context(report.attachment.get(), Left(until));
   absl::Status status = control_->ReportTimings(context, report.request, &response);
   if (!status.ok()) return status;
   return std::move(*response.mutable_costs());

@@ -49,6 +49,10 @@ struct PendingRelease {
 // What leases and namespaces need of the client. Shared by them, so that a lease that outlives its
 // client is safe: it then only lets go of its memory, and the daemon ends the lease with the
 // session.
+// The end of a lease may not have reached the daemon, which then still holds it: one that is too
+// slow, or takes no more calls, or whose connection broke while the session lives.
+bool IsNotDelivered(const absl::Status& status);
+
 class ClientCore {
  public:
   ClientCore(ClientOptions options, std::unique_ptr<ControlPlane> control);
@@ -84,7 +88,7 @@ class ClientCore {
   // though the session lives.
   bool SendReleases(const std::vector<PendingRelease>& releases, SteadyTime until);
   absl::Status SendAbort(const PendingRelease& release, SteadyTime until);
-  absl::StatusOr<v1::TurnCosts> SendTimings(const TurnTimings::Report& report);
+  absl::StatusOr<v1::TurnCosts> SendTimings(const TurnTimings::Report& report, SteadyTime until);
 
   const ClientOptions options_;
   const std::unique_ptr<ControlPlane> control_;

@@ -169,7 +169,7 @@ void StoreLease::State::GiveBack(const client::CallContext& context) {
   if (attachment->ended()) return;  // the daemon frees it with the session
   v1::AbortStoreResponse response;
   const absl::Status status = core->control().AbortStore(context, request, &response);
-  if (!absl::IsDeadlineExceeded(status)) return;
+  if (!client::IsNotDelivered(status)) return;
   client::PendingRelease release;
   release.attachment = attachment;
   release.lease_id = request.lease_id();

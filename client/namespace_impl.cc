@@ -145,7 +145,12 @@ std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys,
   const auto response = MatchByCall(keys, deadline);
   if (!response.ok()) return {};
   std::vector<Tier> tiers;
-  for (const int tier : response->tiers()) tiers.push_back(client::TierOf(tier));
+  for (const int tier : response->tiers()) {
+    tiers.push_back(client::TierOf(tier));
+    if (tiers.back() != Tier::kNone && tiers.size() <= keys.size()) continue;
+    tiers.pop_back();  // no answer of ours
+    break;
+  }
   return tiers;
 }
 

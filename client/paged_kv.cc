@@ -158,7 +158,7 @@ class PagedKvImpl final : public PagedKv {
     explicit Begun(Arguments&&... arguments) : job(std::forward<Arguments>(arguments)...) {}
     client::StoreJob job;
     bool answered = false;
-    absl::Status given_up;  // by whoever did not wait for the answer
+    absl::StatusCode given_up = absl::StatusCode::kOk;  // by whoever did not wait for the answer
   };
   using Stores = std::vector<std::shared_ptr<Begun>>;
 
@@ -247,9 +247,9 @@ class PagedKvImpl final : public PagedKv {
       MutexLock lock(mu_);
       store->answered = true;
       answered_.NotifyAll();
-      if (store->given_up.ok()) return;
+      if (store->given_up == absl::StatusCode::kOk) return;
     }
-    store->job.GiveUp(store->given_up);
+    store->job.GiveUp(WhyGivenUp(store->given_up));
     Finish(store->job.TakeResult());
   }
 
@@ -270,22 +270,28 @@ class PagedKvImpl final : public PagedKv {
     return taken;
   }
 
+  static absl::Status WhyGivenUp(absl::StatusCode code) {
+    return {code, code == absl::StatusCode::kDeadlineExceeded
+                      ? "the daemon granted no memory in time"
+                      : "given up before its pages were copied"};
+  }
+
   // Of `stores`, those that the daemon answered by `until`; the others are given up.
-  Stores Answered(Stores stores, Clock::time_point until, const absl::Status& why_not) {
+  Stores Answered(Stores stores, Clock::time_point until, absl::StatusCode code) {
     MutexLock lock(mu_);
     std::erase_if(stores, [&](const std::shared_ptr<Begun>& store) KAVERN_REQUIRES(mu_) {
       while (!store->answered && answered_.WaitUntil(mu_, until)) {
       }
       if (store->answered) return false;
-      store->given_up = why_not;
+      store->given_up = code;
       return true;
     });
     return stores;
   }
 
   void GatherOf(Stores stores, std::chrono::milliseconds patience) {
-    stores = Answered(std::move(stores), Clock::now() + patience,
-                      absl::DeadlineExceededError("the daemon granted no memory in time"));
+    stores =
+        Answered(std::move(stores), Clock::now() + patience, absl::StatusCode::kDeadlineExceeded);
     MutexLock one_at_a_time(copy_mu_);
     for (const auto& store : stores) {
       for (std::size_t group = 0; group < groups_.size(); ++group) {
@@ -299,10 +305,13 @@ class PagedKvImpl final : public PagedKv {
   }
 
   void GiveUpOf(Stores stores) {
-    const absl::Status why = absl::CancelledError("given up before its pages were copied");
-    for (const auto& store : Answered(std::move(stores), Clock::time_point::min(), why)) {
-      store_jobs_.Add([this, store, why] {
-        store->job.GiveUp(why);
+    constexpr auto kCode = absl::StatusCode::kCancelled;
+    for (const auto& store : Answered(std::move(stores), Clock::time_point::min(), kCode)) {
+      store_jobs_.Add([this, store] {
+        {
+          MutexLock one_at_a_time(copy_mu_);  // LayerWritten() may be copying it
+          store->job.GiveUp(WhyGivenUp(kCode));
+        }
         Finish(store->job.TakeResult());
       });
     }

@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kGatherInterval(50);
 constexpr std::chrono::milliseconds kAskInterval(1000);
+// Of one report; also what the end of a client may wait for one.
+constexpr std::chrono::milliseconds kReportPatience(1000);
 // Less says what a call costs, and nothing of the bytes.
 constexpr std::uint64_t kSampleBytesMin = 64 << 10;
 
@@ -133,7 +135,7 @@ TimingReporter::TimingReporter(Send send) : send_(std::move(send)) {
 }
 
 TimingReporter::~TimingReporter() {
-  Stop();
+  Stop(std::chrono::steady_clock::now());
 }
 
 void TimingReporter::Wake(std::shared_ptr<TurnTimings> timings) {
@@ -143,9 +145,10 @@ void TimingReporter::Wake(std::shared_ptr<TurnTimings> timings) {
   changed_.NotifyAll();
 }
 
-void TimingReporter::Stop() {
+void TimingReporter::Stop(SteadyTime until) {
   {
     MutexLock lock(mu_);
+    if (!stop_) stop_until_ = until;
     stop_ = true;
     changed_.NotifyAll();
   }
@@ -165,9 +168,15 @@ void TimingReporter::Loop() {
       due.swap(due_);
     }
     for (const std::shared_ptr<TurnTimings>& timings : due) {
+      SteadyTime until = std::chrono::steady_clock::now() + kReportPatience;
+      {
+        MutexLock lock(mu_);
+        if (stop_) until = std::min(until, stop_until_);
+      }
+      if (std::chrono::steady_clock::now() >= until) return;
       const std::optional<TurnTimings::Report> report = timings->Take();
       if (!report.has_value()) continue;
-      if (const auto costs = send_(*report); costs.ok()) timings->Told(*costs);
+      if (const auto costs = send_(*report, until); costs.ok()) timings->Told(*costs);
     }
   }
 }

@@ -73,15 +73,16 @@ class TurnTimings {
 // callers nor the end of leases. What cannot be told is dropped.
 class TimingReporter {
  public:
-  // Calls the daemon; runs on the reporter's thread.
-  using Send = std::function<absl::StatusOr<v1::TurnCosts>(const TurnTimings::Report&)>;
+  // Calls the daemon, until then at most; runs on the reporter's thread.
+  using Send = std::function<absl::StatusOr<v1::TurnCosts>(const TurnTimings::Report&, SteadyTime)>;
   explicit TimingReporter(Send send);
   ~TimingReporter();
 
   // There is something to report; it is gathered for a moment, and told with what came meanwhile.
   void Wake(std::shared_ptr<TurnTimings> timings);
-  // Tells what waits, once, and joins the thread. Idempotent.
-  void Stop();
+  // Tells what waits, once and until then at most, and joins the thread, whose call under way ends
+  // first. Idempotent.
+  void Stop(SteadyTime until);
 
  private:
   void Loop();
@@ -90,6 +91,7 @@ class TimingReporter {
   Mutex mu_;
   CondVar changed_;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
+  SteadyTime stop_until_ KAVERN_GUARDED_BY(mu_) = {};
   std::vector<std::shared_ptr<TurnTimings>> due_ KAVERN_GUARDED_BY(mu_);
   std::thread thread_;
 };

@@ -11,7 +11,8 @@ namespace kavern::tiers {
 void PredictionRatios::Count(double ratio) {
   ++counts[static_cast<std::size_t>(std::lower_bound(kBounds.begin(), kBounds.end(), ratio) -
                                     kBounds.begin())];
-  sum += ratio;
+  constexpr double kRatioMax = 1000;  // what one tenant reports must not drown what all others do
+  sum += std::min(ratio, kRatioMax);
 }
 
 void PredictionRatios::Add(const PredictionRatios& more) {

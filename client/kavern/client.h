@@ -357,7 +357,8 @@ struct ConnectionInfo {
 
 // A connection to one daemon. Thread-safe. Calls on it answer FailedPrecondition in a forked child,
 // which cannot make its own either, for gRPC does not survive a fork: spawn workers, or fork them
-// before the first client is made. A deadline of 0 is ClientOptions::deadline.
+// before the first client is made. A deadline of 0 is ClientOptions::deadline, but in
+// WaitUntilAttached: that looks once.
 class Client {
  public:
   // Never waits for the daemon: when it is away, calls answer Unavailable at once and the client

@@ -88,8 +88,9 @@ TEST_F(PlanNodeTest, BlocksOnADiskThatIsSlowerThanComputingAreComputed) {
                                     .duration = std::chrono::milliseconds(50 * i)})
                     .ok());
   }
-  ASSERT_TRUE(Eventually([&] { return PlanOf(*ns_).measured; }));
+  ASSERT_TRUE(Eventually([&] { return PlanOf(*ns_).costs.prefill.samples == 8; }));
   const TurnPlan plan = PlanOf(*ns_);
+  EXPECT_TRUE(plan.measured);
   EXPECT_EQ(plan.fetch_blocks, kBlocksInRam);
   ASSERT_EQ(plan.ranges.size(), 3U);
   EXPECT_TRUE(plan.ranges[0].fetch);

@@ -61,6 +61,7 @@ class Worker:
         monkeypatch.setattr(
             worker_module.identities, "group_tensors", lambda config, caches: [SimpleNamespace(tensors=list(caches.values()))]
         )
+        monkeypatch.setattr(worker_module.identities, "layers_by_name", lambda *what: {"layer": (0, 0)})
         monkeypatch.setattr(WorkerSide, "_place", lambda side, replicas: None)
         options = {"address": daemon.address, "bounce": True} | options
         options |= {"attach_timeout_s": 30, "load_timeout_s": 30, "save_patience_s": 30}
@@ -137,7 +138,7 @@ class Worker:
 
     def steps_until_idle(self) -> None:
         """Until nothing is under way, on the device either."""
-        self.steps_until(lambda: not self.side._under_way and not self.side._device._saves)
+        self.steps_until(lambda: not self.side._under_way and not (self.side._device and self.side._device._saves))
 
     @contextlib.contextmanager
     def impatient(self):

@@ -4,6 +4,7 @@ its own streams and events keep this order, is not shown here."""
 
 import contextlib
 import random
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -11,11 +12,12 @@ import torch
 from daemon import Daemon
 from engine import transfer_config
 from kavern import InvalidArgumentError, UnimplementedError
-from kavern.vllm import device_pages
+from kavern.vllm import KavernConnector, device_pages
 from kavern.vllm.device_pages import DeviceMemory
 from kavern.vllm.messages import StepPlan
 from played_worker import PAGE_BYTES, Worker, load, save
 from recording import noted
+from vllm.v1.worker import kv_connector_model_runner_mixin as runner
 
 PAGES = 6
 
@@ -329,6 +331,63 @@ def test_what_a_forward_pass_did_not_finish_is_not_saved(make_worker):
     worker.steps_until_idle()
     assert worker.stored(keys[0]) is None
     assert worker.failed_saves == ["a"]
+
+
+# V1 calls wait_for_save in a `finally`, so with the exception on its way.
+@pytest.mark.parametrize("bounce", [True, False])
+@pytest.mark.parametrize("failure", [RuntimeError("in a layer"), SystemExit()])
+def test_a_forward_pass_that_raised_saves_nothing(failure, bounce, make_worker, monkeypatch):
+    worker = make_worker(bounce=bounce)
+    keys = worker.keys(0, 2)
+    worker.device.flow()
+    connector = KavernConnector.__new__(KavernConnector)
+    connector._worker = connector._side = worker.side
+    monkeypatch.setattr(runner, "get_kv_transfer_group", lambda: connector)
+    monkeypatch.setattr(runner, "get_forward_context", lambda: None)
+
+    def step(plan: StepPlan, forward) -> None:
+        output = SimpleNamespace(kv_connector_metadata=plan, has_sync_kv_loads=False, finished_req_ids=set())
+        with runner.KVConnectorModelRunnerMixin._get_kv_connector_output(output):
+            forward()
+            connector.save_kv_layer("layer", None, None)
+
+    def fails() -> None:
+        raise failure
+
+    with pytest.raises(type(failure)):
+        step(StepPlan(saves=[save("a", keys[:1], [3])]), fails)
+    worker.steps_until_idle()
+    assert worker.stored(keys[0]) is None
+    assert worker.failed_saves == ["a"]
+    step(StepPlan(saves=[save("b", keys, [3, 4])]), lambda: None)  # and the next one does
+    worker.steps_until_idle()
+    assert worker.stored(keys[1]) == 0
+
+
+def test_loads_on_their_way_are_bounded(make_worker):
+    worker = make_worker(inflight_load_bytes_max=2 * PAGE_BYTES)
+    keys = worker.keys(0, 2)
+    worker.store(keys, 7)
+    worker.step(load("a", keys, [3, 4]))
+    ended = worker.step(load("b", keys[:1], [5]))
+    assert (ended.request_ids, ended.failed_pages) == ({"b"}, {5})
+    worker.device.flow()
+    worker.steps_until(lambda: "a" in worker.ended)
+    worker.step(load("c", keys, [6, 7]))
+    worker.steps_until(lambda: "c" in worker.ended)
+    assert worker.tensor[[3, 4, 6, 7]].eq(7).all()
+
+
+def test_an_engine_that_ends_leaves_a_load_that_hangs(make_worker):
+    worker = make_worker()
+    keys = worker.keys(0, 1)
+    worker.store(keys, 7)
+    worker.step(load("a", keys, [3]))
+    worker.steps_until_entered()
+    with worker.impatient():
+        worker.side.close()
+    worker.device.flow()
+    worker.side._device._thread.join()
 
 
 @pytest.mark.parametrize("what, why", [("zeroed", "zeroed before use"), ("sleeps", "enable_sleep_mode")])

@@ -231,6 +231,11 @@ void BindLayout(nb::module_& module) {
       .def("__len__", [](const BlockKeyChain& chain) { return chain.keys().size(); })
       .def_prop_ro("token_count", &BlockKeyChain::token_count)
       .def_prop_ro("tokens_per_block", &BlockKeyChain::tokens_per_block);
+
+  // Equal by what they say, so not to be found by which object they are.
+  for (const char* name : {"LayerGroup", "KvLayout", "NamespaceSpec"}) {
+    nb::setattr(module.attr(name), "__hash__", nb::none());
+  }
 }
 
 }  // namespace kavern::python

@@ -74,7 +74,8 @@ std::chrono::milliseconds DeadlineOf(Deadline seconds) {
   constexpr double kSecondsMax = 1e9;
   if (!(*seconds > 0) || *seconds > kSecondsMax) {
     throw nb::value_error(
-        absl::StrCat("deadline: got ", *seconds, ", expected seconds above 0").c_str());
+        absl::StrCat("deadline: got ", *seconds, ", expected seconds above 0, at most 1e9")
+            .c_str());
   }
   // Not 0, which would mean the default.
   return std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(*seconds * 1000)));

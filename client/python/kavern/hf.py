@@ -6,6 +6,7 @@ guessed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -37,7 +38,10 @@ def load_config(path: Union[str, os.PathLike]) -> dict:
     if os.path.isdir(path):
         path = os.path.join(path, "config.json")
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        config = json.load(file)
+    if not isinstance(config, dict):
+        raise InvalidArgumentError(f"{path}: got a {type(config).__name__}, expected an object of a model's configuration")
+    return config
 
 
 def spec_of_config(
@@ -89,7 +93,7 @@ def spec_of_config(
         weights_revision=weights_revision,
         adapter=adapter,
         quantization=_quantization(config, kv_dtype),
-        rope=_rope(config),
+        rope=f"{_rope(config)} of {_digest(config)}",
         engine_layout=engine_layout,
         epoch=epoch,
     )
@@ -111,7 +115,7 @@ def layout_of_config(
     Raises InvalidArgumentError, which names the key, or UnimplementedError for an architecture whose cache this cannot
     derive.
     """
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config
     for key in _RECURRENT_KEYS:
         if config.get(key) is not None:
             raise UnimplementedError(f"{key}: layers with recurrent state are not derived; give a KvLayout")
@@ -157,6 +161,8 @@ def _folder_of(config: Union[str, os.PathLike], revision: str | None) -> tuple[p
     """Where a model's files are, and its name."""
     path = pathlib.Path(config)
     if path.is_file():
+        if path.name != "config.json":
+            raise InvalidArgumentError(f"config: got {path}, expected a model's folder or the config.json in it")
         path = path.parent
     if path.is_dir():
         return path, path.resolve().name
@@ -165,14 +171,20 @@ def _folder_of(config: Union[str, os.PathLike], revision: str | None) -> tuple[p
 
 def _rope(config: Mapping[str, Any]) -> str:
     """What turns K by position, readable where it is short; some models scale it by the longest sequence."""
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config
     words = ("rope", "rotary", "max_position_embeddings")
     return _text_of({key: value for key, value in config.items() if any(word in key for word in words)})
 
 
+def _digest(config: Mapping[str, Any]) -> str:
+    """Of the whole configuration, for what changes K and V is in no list: the order of layers, scales of attention."""
+    told = {key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 def _quantization(config: Mapping[str, Any], kv_dtype: str | None) -> str:
     """How weights are quantized, and the type that K and V are computed in where the cache has another."""
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     computed = text.get("dtype") or text.get("torch_dtype")
     told = {
         "weights": config.get("quantization_config") or text.get("quantization_config"),

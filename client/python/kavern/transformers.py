@@ -65,10 +65,12 @@ class _Left:
         self._end = None if deadline is None else time.monotonic() + deadline
 
     def __call__(self, at_most: float | None = None) -> float | None:
-        """Above 0, however late it is: a call that is too late ends by itself."""
+        """Raises DeadlineExceededError once there is nothing left."""
         if self._end is None:
             return at_most
-        left = max(self._end - time.monotonic(), 0.001)
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("the daemon did not answer in time")
         return left if at_most is None else min(left, at_most)
 
 

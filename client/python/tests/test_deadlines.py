@@ -19,14 +19,17 @@ PATIENCE = 30.0
 
 
 def _is_stopped(task: pathlib.Path) -> bool:
-    return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    with contextlib.suppress(OSError):  # it ended
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 @contextlib.contextmanager
 def stopped(daemon):
     os.kill(daemon.process.pid, signal.SIGSTOP)
+    give_up = time.monotonic() + PATIENCE
     while not all(_is_stopped(task) for task in pathlib.Path(f"/proc/{daemon.process.pid}/task").iterdir()):
-        pass  # a thread that runs meanwhile could still answer
+        assert time.monotonic() < give_up  # a thread that runs meanwhile could still answer
     try:
         yield
     finally:

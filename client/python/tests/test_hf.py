@@ -108,7 +108,7 @@ def test_a_folder_says_all_that_a_namespace_is(folder, client):
     assert spec.model == "llama-3-8b"
     assert spec.layout == layout_of_config(LLAMA_3_8B, 16)
     assert spec.weights_revision.startswith("sha256:")
-    assert spec.rope == '{"rope_theta":500000.0}'
+    assert spec.rope.startswith('{"rope_theta":500000.0} of ')
     assert (spec.quantization, spec.adapter, spec.engine_layout, spec.epoch) == ("", "", "", 0)
     assert spec_of_config(str(folder / "config.json"), 16) == spec
     ns = client.open_namespace_of_config(folder, tokens_per_block=16, deadline=20)
@@ -134,13 +134,28 @@ def test_whatever_changes_kv_is_another_namespace(folder):
     by_name.append(spec_of_config(folder, 16, **named))
     change(torch_dtype="float16")
     by_name.append(spec_of_config(folder, 16, kv_dtype="bfloat16", **named))
-    change(rms_norm_eps=1e-5)  # in no field of its own: the digest of the files sees it
-    specs.append(spec_of_config(folder, 16))
+    # In no field of their own: digests see them, also of a configuration whose weights the caller names.
+    for told in ({"rms_norm_eps": 1e-5}, {"query_pre_attn_scalar": 64}, {"attention_chunk_size": 8192}):
+        change(**told)
+        specs.append(spec_of_config(folder, 16))
+        by_name.append(spec_of_config(folder, 16, **named))
+    for order in (["full_attention", "sliding_attention"] * 16, ["sliding_attention", "full_attention"] * 16):
+        change(layer_types=order, sliding_window=4096)
+        by_name.append(spec_of_config(folder, 16, **named))
     (folder / "model.safetensors").write_bytes(b"other weights")
     specs.append(spec_of_config(folder, 16))
     for list_of_specs in (specs, by_name):
         for i, spec in enumerate(list_of_specs):
             assert spec not in list_of_specs[:i]
+
+
+def test_a_file_that_is_no_config_json_is_not_taken_for_one(folder):
+    (folder / "other.json").write_text(json.dumps(LLAMA_3_8B))
+    with pytest.raises(kavern.InvalidArgumentError, match="expected a model's folder or the config.json in it"):
+        spec_of_config(folder / "other.json", 16)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(kavern.InvalidArgumentError, match="got a list, expected an object"):
+        spec_of_config(folder, 16)
 
 
 def test_names_that_are_given_are_taken(folder):

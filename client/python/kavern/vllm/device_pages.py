@@ -116,16 +116,13 @@ class _Memory:
     def __init__(self, pages: int, length: int):
         import torch
 
-        self._length = length
-        self._map = mmap.mmap(-1, pages * length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8).view(pages, length)
+        self._stride = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE  # no two have memory in common
+        self._map = mmap.mmap(-1, pages * self._stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8).view(pages, self._stride)[:, :length]
 
     def drop(self, pages: Sequence[int]) -> None:
         for page in pages:
-            begin = -(-page * self._length // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (page + 1) * self._length // mmap.PAGESIZE * mmap.PAGESIZE
-            if begin < end:
-                self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+            self._map.madvise(mmap.MADV_DONTNEED, page * self._stride, self._stride)
 
 
 def _pages_as_bytes(where: str, tensor, pages: int):
@@ -177,11 +174,12 @@ class DevicePagedKv:
     is given up that has not been copied `hold_s` after its gather(), when its pages are needed.
     """
 
-    def __init__(self, memory: DeviceMemory, stream, *, hold_s: float, inflight_bytes_max: int):
+    def __init__(self, memory: DeviceMemory, stream, *, hold_s: float, saves_bytes_max: int, loads_bytes_max: int):
         self._memory = memory
         self._stream = stream
         self._hold_s = hold_s
-        self._inflight_bytes_max = inflight_bytes_max
+        self._saves_bytes_max = saves_bytes_max
+        self._loads_bytes_max = loads_bytes_max
         self._paged: kavern.PagedKv | None = None
         self._begun: list[_Save] = []
         self._begun_loads: dict[int, tuple[Any, list[list[int]]]] = {}  # mark, and pages of each group
@@ -210,8 +208,14 @@ class DevicePagedKv:
     # ---- As PagedKv ----
 
     def begin_load(self, groups: Sequence[tuple[Sequence[bytes], Sequence[int]]]) -> int:
-        """Raises DeadlineExceededError where a save has its pages and does not end, beside what PagedKv raises."""
+        """Raises DeadlineExceededError where a save has its pages and does not end, ResourceExhaustedError where too much
+        is on its way, beside what PagedKv raises."""
         pages = [list(pages) for _, pages in groups]
+        with self._changed:
+            others = [load.groups for load in self._loads] + [groups for _, groups in self._begun_loads.values()]
+        on_the_way = sum(map(self._size_of, others))
+        if on_the_way and on_the_way + self._size_of(pages) > self._loads_bytes_max:
+            raise kavern.ResourceExhaustedError(f"{on_the_way} bytes are on their way to the device")
         self._wait_until_free(_flat(pages))
         number = self._paged.begin_load(groups)
         # What others launched for these pages, and zeroing, was launched before: they are this load's from this step on.
@@ -220,14 +224,17 @@ class DevicePagedKv:
 
     def begin_store(self, keys: Sequence[bytes], groups: Sequence[Sequence[int]], *, parent: bytes | None = None) -> int:
         """Raises ResourceExhaustedError where too much is on its way, beside what PagedKv raises."""
-        size = sum(len(pages) * bytes_ for pages, bytes_ in zip(groups, self._memory.page_bytes))
+        size = self._size_of(groups)
         with self._changed:
             others = sum(save.size_bytes for save in (*self._begun, *self._saves))
-        if others and others + size > self._inflight_bytes_max:
+        if others and others + size > self._saves_bytes_max:
             raise kavern.ResourceExhaustedError(f"{others} bytes are on their way from the device")
         number = self._paged.begin_store(keys, groups, parent=parent)
         self._begun.append(_Save(number, [list(pages) for pages in groups], _flat(groups), size, self._paged))
         return number
+
+    def _size_of(self, groups: Sequence[Sequence[int]]) -> int:
+        return sum(len(pages) * bytes_ for pages, bytes_ in zip(groups, self._memory.page_bytes))
 
     def gather(self, patience: float) -> None:
         if not self._begun:
@@ -277,12 +284,15 @@ class DevicePagedKv:
             self._ended += kept
         return drained
 
-    def close(self) -> None:
-        """After drain(). What is being written on the device ends first; what waits for it never begins."""
+    def close(self, deadline: float | None = None) -> None:
+        """After drain(). What is being written on the device ends first; what waits for it never begins.
+
+        deadline: where nobody uses the pages after it. None: whoever gets them next must find nobody writing.
+        """
         with self._changed:
             left = [load.groups for load in self._loads if load is not self._moving]
             self._loads = [load for load in self._loads if load is self._moving]
-            self._changed.wait_for(lambda: not self._loads)
+            self._changed.wait_for(lambda: not self._loads, deadline)
             self._ended = []
         self._paged.close()
         self._paged = None

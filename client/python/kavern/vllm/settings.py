@@ -33,6 +33,8 @@ class Settings:
     attach_timeout_s: float = 2.0
     # KV caches on a GPU: saves on their way to memory of this machine, of each worker. What is beyond is offered later.
     inflight_save_bytes_max: int = 1 << 30
+    # The same of loads; what is beyond is recomputed.
+    inflight_load_bytes_max: int = 8 << 30
     # Copy by way of memory of this machine, as it is done with KV caches on a GPU; for tests on processors.
     bounce: bool = False
     # Start with a release of vLLM that this connector was not tried with.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -100,7 +101,8 @@ class WorkerSide:
             memory,
             stream_of(device),
             hold_s=self._settings.load_timeout_s,
-            inflight_bytes_max=self._settings.inflight_save_bytes_max,
+            saves_bytes_max=self._settings.inflight_save_bytes_max,
+            loads_bytes_max=self._settings.inflight_load_bytes_max,
         )
 
     def _place(self, replicas: int) -> None:
@@ -137,10 +139,13 @@ class WorkerSide:
             self._end_copies()
         self._link.use(self._identity.spec(epoch))
 
-    def _end_copies(self) -> None:
+    def _end_copies(self, at_the_end: bool = False) -> None:
         self._paged.drain(deadline=2 * self._settings.load_timeout_s)
         self._take_results()
-        self._paged.close()
+        if self._device is not None and at_the_end:
+            self._device.close(self._settings.load_timeout_s)
+        else:
+            self._paged.close()
         self._paged = None
         for what in self._under_way.values():  # what did not end in time, and now never will
             if isinstance(what, Load):
@@ -149,7 +154,7 @@ class WorkerSide:
 
     def close(self) -> None:
         if self._paged is not None:
-            self._end_copies()
+            self._end_copies(at_the_end=True)
         if self._device is not None:
             self._device.end()
         self._link.close()
@@ -215,20 +220,31 @@ class WorkerSide:
 
     def finish_saves(self) -> None:
         """After the forward pass: when this returns, the engine may reuse every page; of a device, once it is fenced."""
-        self._report_prefill()
+        took = time.perf_counter() - self._began
+        if sys.exc_info()[0] is not None:
+            # V1 comes here in a `finally`: the forward pass raised, and what it did not write is not this step's KV.
+            self._fresh_saves.clear()
+            if self._paged is not None:
+                self._paged.give_up()
+            return
+        if self._alone is not None:
+            self._report_prefill(took)
         if self._fresh_saves:
             self._paged.gather(self._settings.save_patience_s)
 
-    def _report_prefill(self) -> None:
-        """What the plan of a turn is made of. Of a device only its launches are over by now: nothing is known of it."""
+    def _report_prefill(self, took: float) -> None:
+        """What the plan of a turn is made of. Of a device only its launches are over by now, and a stage of a pipeline
+        computes only its layers: neither knows."""
         namespace = self._link.namespace()
-        if self._alone is None or namespace is None or self._device is not None or self._shard or not self._saves_here:
+        parallel = self._vllm_config.parallel_config
+        if namespace is None or self._device is not None or parallel.pipeline_parallel_size > 1:
             return
+        if self._shard or not self._saves_here:
+            return  # one rank tells
         try:
-            namespace.report_prefill(*self._alone, time.perf_counter() - self._began)
+            namespace.report_prefill(*self._alone, took)
         except kavern.KavernError as error:
             logger.debug("Kavern: the time of a prefill is not reported: %s", error)
-        self._alone = None
 
     def ended(self) -> Ended:
         """Loads that ended since the last call, each once, and only when nobody writes to their pages any more."""
