@@ -13,7 +13,6 @@
 namespace kavern {
 
 using client::Attachment;
-using client::CallContext;
 using client::ClientCore;
 
 namespace {
