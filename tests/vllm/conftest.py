@@ -80,7 +80,7 @@ class TinyEngines:
         self._begun += 1
         if transfer is not None:
             # A busy machine shall not change what is stored: of a sliding window what is late is never stored.
-            patient = {"kavern.save_patience_s": 30, "kavern.load_timeout_s": 30}
+            patient = {f"kavern.{name}": 30 for name in ("save_patience_s", "load_timeout_s", "attach_timeout_s")}
             transfer = transfer | {"kv_connector_extra_config": patient | transfer["kv_connector_extra_config"]}
         plan = {"number": self._begun, "log": str(self._log(self._begun)), "answers": str(self._answers(self._begun))}
         plan |= {"model": str(model), "steps": steps, "kv_transfer_config": transfer, "kv_events": kv_events}

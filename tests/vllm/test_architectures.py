@@ -64,7 +64,7 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
     got, damaged, changed = tiny_engines.run(
         model, [{"prompt": second}, {"damage": damage}, {"prompt": second}], unchecked, ranks, as_on_gpu=as_on_gpu
     )
-    assert got["cached"] == hit
+    assert got["cached"] == hit, got["told"]
     assert got["told"]["kavern"]["hit_tokens"]["ram"] == hit
     assert got["tokens"] == expected["tokens"]
     assert got["logprobs"] == expected["logprobs"]
