@@ -53,7 +53,7 @@ class HeldDevice:
 class Worker:
     """One KV cache group of one layer, all of whose pages are zero at first."""
 
-    def __init__(self, daemon, name: str, monkeypatch, *, zeroed: bool = False, sleeps: bool = False, **options):
+    def __init__(self, daemon, name: str, monkeypatch, *, zeroed: bool = False, sleeps: bool = False, stages: int = 1, **options):
         self.device = HeldDevice()
         identity = Identity(name, "w", "", "", "", "int8", BLOCK, 1, ((1, "FULL_ATTENTION", 2, 256, 0, 0),))
         monkeypatch.setattr(worker_module, "stream_of", lambda device: self.device)
@@ -67,7 +67,10 @@ class Worker:
         options |= {"attach_timeout_s": 30, "load_timeout_s": 30, "save_patience_s": 30}
         self.side = WorkerSide(
             settings.parse({f"kavern.{name}": value for name, value in options.items()}),
-            SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleeps)),
+            SimpleNamespace(
+                model_config=SimpleNamespace(enable_sleep_mode=sleeps),
+                parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
+            ),
             SimpleNamespace(num_blocks=PAGES, kv_tp_replicas=1, needs_kv_cache_zeroing=zeroed),
         )
         with torch.inference_mode():

@@ -6,10 +6,10 @@ import contextlib
 import random
 from types import SimpleNamespace
 
+import kavern
 import pytest
 import tiny_models
 import torch
-from daemon import Daemon
 from engine import transfer_config
 from kavern import InvalidArgumentError, UnimplementedError
 from kavern.vllm import KavernConnector, device_pages
@@ -91,12 +91,8 @@ def test_pages_that_are_no_stretch_of_memory_are_refused():
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
-    """With a region for every test's namespace."""
-    daemon = Daemon(tmp_path_factory.mktemp("daemon"), ram="256MiB")
-    daemon.start()
-    yield daemon
-    daemon.stop()
+def daemon(many_small):
+    return many_small
 
 
 @pytest.fixture
@@ -362,6 +358,34 @@ def test_a_forward_pass_that_raised_saves_nothing(failure, bounce, make_worker, 
     step(StepPlan(saves=[save("b", keys, [3, 4])]), lambda: None)  # and the next one does
     worker.steps_until_idle()
     assert worker.stored(keys[1]) == 0
+
+
+def test_a_step_within_an_except_saves(make_worker):
+    worker = make_worker(bounce=False)
+    (key,) = worker.keys(0, 1)
+    try:
+        raise KeyError("somebody handles this, and goes on")
+    except KeyError:
+        worker.step(save("a", [key], [3]), write={3: 7})
+    worker.steps_until_idle()
+    assert worker.stored(key) == 7
+
+
+@pytest.mark.parametrize("bounce, stages, told", [(False, 1, 4), (True, 1, 0), (False, 2, 0)])
+def test_only_who_can_time_a_prefill_tells_of_it(bounce, stages, told, daemon, make_worker):
+    worker = make_worker(bounce=bounce, stages=stages)
+    kept = worker.namespace()  # what nobody has open and nothing is in is forgotten
+    worker.device.flow()
+    for _ in range(4):
+        worker.side.begin(StepPlan(alone=(0, 4)))
+        worker.side.finish_saves()
+        worker.side.begin(StepPlan())  # two requests
+        worker.side.finish_saves()
+    worker.side.close()  # tells what it has
+    with kavern.Client(daemon.address) as client:
+        client.wait_until_attached(20)
+        plan = client.open_namespace(kept.spec).plan(worker.keys(0, 1), 5)
+    assert plan.samples["prefill"] == told
 
 
 def test_loads_on_their_way_are_bounded(make_worker):

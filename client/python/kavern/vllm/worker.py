@@ -60,6 +60,7 @@ class WorkerSide:
         self._fresh_saves: list[Save] = []  # begun in this step
         self._alone: tuple[int, int] | None = None  # tokens of the one request that this step computes
         self._began = 0.0
+        self._handled: BaseException | None = None  # by whoever called the step, perhaps in an `except`
         self._ended = Ended()
         self._report = StepReport()
         self._warned = False  # of saves that were given up
@@ -185,7 +186,7 @@ class WorkerSide:
         if self._saves_here:
             for save in plan.saves:
                 self._begin_save(save)
-        self._alone, self._began = plan.alone, time.perf_counter()
+        self._alone, self._handled, self._began = plan.alone, sys.exc_info()[1], time.perf_counter()
 
     def _begin_load(self, load: Load) -> None:
         try:
@@ -221,7 +222,7 @@ class WorkerSide:
     def finish_saves(self) -> None:
         """After the forward pass: when this returns, the engine may reuse every page; of a device, once it is fenced."""
         took = time.perf_counter() - self._began
-        if sys.exc_info()[0] is not None:
+        if sys.exc_info()[1] is not self._handled:
             # V1 comes here in a `finally`: the forward pass raised, and what it did not write is not this step's KV.
             self._fresh_saves.clear()
             if self._paged is not None:
