@@ -13,10 +13,9 @@ namespace kavern {
 // How it weighs:
 //
 // - A sample counts 1 - 1/kWindow of the one after it: the fit follows what drifts.
-// - Errors are relative (a sample weighs 1 / its milliseconds squared, or 1 / the prediction's
-// where
-//   that is more): 10 % of a short one matters as much as 10 % of a long one, and neither a stall
-//   nor a lucky sample outweighs the others.
+// - Errors are relative (a sample weighs 1 / the square of its milliseconds, or of the predicted
+//   ones where those are more): 10 % of a short one matters as much as 10 % of a long one, and
+//   neither a stall nor a lucky sample outweighs the others.
 // - What the samples do not tell apart is explained by the `main` term: samples of one length only
 //   say what a token or a byte costs, never that it costs nothing.
 // - A sample kSurpriseFactor times off what the others predict is set aside; after kSurprisesMax of

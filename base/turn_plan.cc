@@ -6,7 +6,7 @@
 namespace kavern {
 namespace {
 
-using TierBytes = std::array<std::uint64_t, kTierCount>;
+using TierBlocks = std::array<std::uint64_t, kTierCount>;
 
 std::size_t IndexOf(Tier tier) {
   return static_cast<std::size_t>(tier);
@@ -82,28 +82,34 @@ class Planner {
     return true;
   }
 
-  // What of blocks [begin, end) is to be fetched by whoever fetches the first `prefix` blocks.
-  TierBytes BytesOf(std::size_t begin, std::size_t end, std::size_t prefix) const {
-    TierBytes bytes{};
-    for (const Group& group : groups_) {
+  // By layer group and tier: whether the fixed part of its fetch is counted.
+  using Begun = std::array<std::array<bool, kTierCount>, KvLayout::kGroupsMax>;
+
+  // Of fetching blocks [begin, end), by whoever fetches the first `prefix` blocks. A fetch is of
+  // one group, so each has a fixed part of its own.
+  double FetchMs(std::size_t begin, std::size_t end, std::size_t prefix, Begun* begun) const {
+    double ms = 0;
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      const Group& group = groups_[g];
       const std::size_t needed_from =
           prefix > group.blocks_needed ? prefix - group.blocks_needed : 0;
       const std::size_t from = std::max(begin, needed_from);
       if (from >= end) continue;
       for (std::size_t tier = 0; tier < kTierCount; ++tier) {
-        bytes[tier] += (counts_[end][tier] - counts_[from][tier]) * group.part_bytes;
+        const std::uint64_t blocks = counts_[end][tier] - counts_[from][tier];
+        if (blocks == 0) continue;
+        const TransferCost& cost = facts_.costs.tiers[tier];
+        ms += cost.Ms(blocks * group.part_bytes) - ((*begun)[g][tier] ? cost.fixed_ms : 0);
+        (*begun)[g][tier] = true;
       }
     }
-    return bytes;
+    return ms;
   }
 
   double TotalMs(std::size_t prefix) const {
-    const TierBytes bytes = BytesOf(0, prefix, prefix);
-    double ms = facts_.costs.prefill.Ms(EndOf(prefix), facts_.token_count);
-    for (std::size_t tier = 0; tier < kTierCount; ++tier) {
-      ms += facts_.costs.tiers[tier].Ms(bytes[tier]);
-    }
-    return ms;
+    Begun begun{};
+    return FetchMs(0, prefix, prefix, &begun) +
+           facts_.costs.prefill.Ms(EndOf(prefix), facts_.token_count);
   }
 
   std::size_t CheapestPrefix() const {
@@ -121,7 +127,7 @@ class Planner {
   // Runs of one tier, those that are fetched and those that are not.
   void AddRanges(TurnPlan* plan) const {
     const std::size_t cached = facts_.tiers.size();
-    std::array<bool, kTierCount> begun{};  // its fixed part is in a range before
+    Begun begun{};
     for (std::size_t block = 0; block < cached;) {
       const Tier tier = facts_.tiers[block];
       const bool fetch = block < plan->fetch_blocks;
@@ -133,14 +139,7 @@ class Planner {
       range.end_token = EndOf(end);
       range.fetch = fetch;
       range.tier = tier;
-      const TransferCost& cost = facts_.costs.of(tier);
-      if (cost.measured) {
-        const TierBytes bytes = BytesOf(block, end, limit);
-        const double fixed_ms = begun[IndexOf(tier)] ? cost.fixed_ms : 0;
-        const double ms = cost.Ms(bytes[IndexOf(tier)]);
-        range.fetch_ms = ms == 0 ? 0 : ms - fixed_ms;
-        begun[IndexOf(tier)] |= ms != 0;
-      }
+      if (facts_.costs.of(tier).measured) range.fetch_ms = FetchMs(block, end, limit, &begun);
       plan->ranges.push_back(range);
       block = end;
     }
@@ -157,7 +156,7 @@ class Planner {
 
   const TurnFacts& facts_;
   const std::size_t first_block_;
-  std::vector<TierBytes> counts_;  // of the blocks before: how many each tier has
+  std::vector<TierBlocks> counts_;  // of the blocks before: how many each tier has
   std::vector<Group> groups_;
 };
 

@@ -21,9 +21,10 @@ struct PlanRange {
   std::uint64_t end_token = 0;
   bool fetch = false;       // the recommendation; else compute them
   Tier tier = Tier::kNone;  // where they are cached; kNone: nowhere, they must be computed
-  // Predicted; none where there is nothing to fetch, or nobody has measured yet. The fixed part of
-  // fetching from a tier is in the first range of that tier that is fetched, or would be; that of a
-  // prefill in the turn's last range. So those of what is recommended add up to total_ms.
+  // Predicted; none where there is nothing to fetch, or nobody has measured yet. A fetch is of
+  // one layer group: its fixed part is in the first range of its tier in which the group has
+  // something that is fetched, or would be; that of a prefill in the turn's last range. So those of
+  // what is recommended add up to total_ms.
   std::optional<double> fetch_ms = {};
   std::optional<double> recompute_ms = {};
 };

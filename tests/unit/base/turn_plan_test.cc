@@ -135,17 +135,19 @@ TEST(TurnPlanTest, NoOtherPrefixTakesLess) {
     EXPECT_NEAR(Sum(plan), *plan.total_ms, 1e-6);
     // By hand: block by block, group by group.
     for (std::size_t prefix = 0; prefix <= tiers.size(); ++prefix) {
-      std::uint64_t bytes[kTierCount] = {};
+      std::uint64_t bytes[2][kTierCount] = {};  // of each group, which is fetched by itself
       for (std::size_t block = 0; block < prefix; ++block) {
         for (std::uint32_t g = 0; g < 2; ++g) {
           const std::uint64_t reach = layout.groups[g].window_tokens;
           const bool needed = g == 0 || (block + 1) * kBlockTokens + reach > prefix * kBlockTokens;
-          if (needed) bytes[static_cast<int>(tiers[block])] += layout.PartBytes(g);
+          if (needed) bytes[g][static_cast<int>(tiers[block])] += layout.PartBytes(g);
         }
       }
       const std::uint64_t from = prefix == 0 ? engine_tokens : (first + prefix) * kBlockTokens;
       double ms = costs.prefill.Ms(from, count);
-      for (int tier = 0; tier < kTierCount; ++tier) ms += costs.tiers[tier].Ms(bytes[tier]);
+      for (int tier = 0; tier < kTierCount; ++tier) {
+        for (const auto& of_group : bytes) ms += costs.tiers[tier].Ms(of_group[tier]);
+      }
       EXPECT_GE(ms, *plan.total_ms - 1e-9) << "prefix " << prefix;
       if (prefix == plan.fetch_blocks) {
         EXPECT_NEAR(ms, *plan.total_ms, 1e-9);
