@@ -130,8 +130,7 @@ std::size_t NamespaceImpl::Match(std::span<const BlockKey> keys,
     const auto directory = (*attachment)->Directory(fingerprint_);
     return directory == nullptr ? 0 : directory->MatchPrefix(keys);
   }
-  const auto response = MatchByCall(keys, deadline);
-  return response.ok() ? std::min<std::size_t>(response->prefix_blocks(), keys.size()) : 0;
+  return MatchByCalls(keys, deadline).size();
 }
 
 std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys,
@@ -142,28 +141,36 @@ std::vector<Tier> NamespaceImpl::MatchTiers(std::span<const BlockKey> keys,
     const auto directory = (*attachment)->Directory(fingerprint_);
     return directory == nullptr ? std::vector<Tier>() : directory->MatchTiers(keys);
   }
-  const auto response = MatchByCall(keys, deadline);
-  if (!response.ok()) return {};
-  std::vector<Tier> tiers;
-  for (const int tier : response->tiers()) {
-    tiers.push_back(client::TierOf(tier));
-    if (tiers.back() != Tier::kNone && tiers.size() <= keys.size()) continue;
-    tiers.pop_back();  // no answer of ours
-    break;
-  }
-  return tiers;
+  return MatchByCalls(keys, deadline);
 }
 
-absl::StatusOr<v1::MatchResponse> NamespaceImpl::MatchByCall(
-    std::span<const BlockKey> keys, std::chrono::milliseconds deadline) const {
-  v1::MatchRequest request;
-  request.set_fingerprint(client::PackFingerprint(fingerprint_));
-  request.set_keys(
-      client::PackKeys(keys.first(std::min<std::size_t>(keys.size(), keys_per_request_max_))));
-  v1::MatchResponse response;
+std::vector<Tier> NamespaceImpl::MatchByCalls(std::span<const BlockKey> keys,
+                                              std::chrono::milliseconds deadline) const {
   ClientCore& core = *client_.core();
-  KAVERN_RETURN_IF_ERROR(core.control().Match(core.Context(nullptr, deadline), request, &response));
-  return response;
+  const SteadyTime until = core.Until(deadline);
+  std::vector<Tier> tiers;
+  while (tiers.size() < keys.size()) {
+    const auto asked = keys.subspan(
+        tiers.size(), std::min<std::size_t>(keys.size() - tiers.size(), keys_per_request_max_));
+    v1::MatchRequest request;
+    request.set_fingerprint(client::PackFingerprint(fingerprint_));
+    request.set_keys(client::PackKeys(asked));
+    v1::MatchResponse response;
+    if (!core.control()
+             .Match(core.Context(nullptr, client::Left(until)), request, &response)
+             .ok()) {
+      return {};
+    }
+    std::size_t there = 0;
+    for (const int value : response.tiers()) {
+      const Tier tier = client::TierOf(value);
+      if (tier == Tier::kNone || there == asked.size()) break;  // no answer of ours
+      tiers.push_back(tier);
+      ++there;
+    }
+    if (there < asked.size()) break;
+  }
+  return tiers;
 }
 
 absl::StatusOr<StoreLease> NamespaceImpl::BeginStore(const StoreRequest& request) {

@@ -58,8 +58,9 @@ class NamespaceImpl final : public Namespace {
   absl::StatusOr<std::size_t> PiecesPerKey(std::size_t keys, std::span<const Buffer> buffers,
                                            std::uint32_t group) const;
   bool UsesBytesPlane() const;
-  absl::StatusOr<v1::MatchResponse> MatchByCall(std::span<const BlockKey> keys,
-                                                std::chrono::milliseconds deadline) const;
+  // MatchTiers where there is no directory to look into: empty when the daemon does not answer.
+  std::vector<Tier> MatchByCalls(std::span<const BlockKey> keys,
+                                 std::chrono::milliseconds deadline) const;
   // Parts that became readable, by index into the request's keys.
   using OnReady = std::function<void(FetchLease::State&, std::span<const std::size_t>)>;
   // Calls `on_ready` on this thread, as parts become readable.

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "base/status_macros.h"
 #include "client/namespace_impl.h"
 
@@ -61,7 +63,9 @@ absl::Status NamespaceImpl::ReportPrefill(const PrefillTiming& timing) {
   KAVERN_RETURN_IF_ERROR(core.CheckProcess());
   const PrefillSample sample{timing.begin_token, timing.end_token, timing.duration.count()};
   if (const absl::Status status = sample.Validate(); !status.ok()) {
-    return {status.code(), absl::StrCat("timing.", status.message())};
+    absl::string_view what = status.message();  // begins with the sample's name of the field
+    const bool is_time = absl::ConsumePrefix(&what, "ms:");
+    return {status.code(), absl::StrCat("timing.", is_time ? "duration in ms:" : "", what)};
   }
   if (timings_->Add(sample)) core.timing_reporter().Wake(timings_);
   return absl::OkStatus();

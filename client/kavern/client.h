@@ -276,7 +276,8 @@ class Namespace {
 
   // Length of the longest cached prefix of `keys`: read from shared memory, no RPC, no lock that
   // the daemon could hold. A hint: Fetch tells for certain. 0 while the daemon is away. (On TCP:
-  // one RPC, which the deadline is of; 0 when it is not answered by then.)
+  // an RPC for every limits.keys_per_request_max keys, which the deadline is of; 0 when they are
+  // not answered by then.)
   virtual std::size_t Match(std::span<const BlockKey> keys,
                             std::chrono::milliseconds deadline = std::chrono::milliseconds{
                                 0}) const = 0;
@@ -308,7 +309,7 @@ class Namespace {
 
   // What of a turn to fetch, from which tier, and what to compute, with the predicted milliseconds
   // of each; the caller may follow it or not. As Match: read from shared memory, no RPC, a hint;
-  // nothing is cached while the daemon is away. (On TCP: one RPC.)
+  // nothing is cached while the daemon is away. (On TCP: RPCs, as Match.)
   //
   // The costs are those measured in this namespace by all clients of the node, and asked for in the
   // background: prefills by whoever calls ReportPrefill, fetches by FetchInto itself (on TCP: of

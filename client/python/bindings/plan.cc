@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "client/python/bindings/handles.h"
 
 namespace kavern::python {
@@ -30,6 +31,10 @@ void ReportPrefill(NamespaceHandle& handle, std::uint64_t begin_token, std::uint
   {
     nb::gil_scoped_release unlocked;
     status = handle.ns->ReportPrefill(timing);
+  }
+  if (!status.ok()) {  // by this call's names
+    status = {status.code(), absl::StrReplaceAll(status.message(), {{"timing.duration", "seconds"},
+                                                                    {"timing.", ""}})};
   }
   Check(status);
 }

@@ -7,6 +7,7 @@ import kavern
 import numpy as np
 import pytest
 from conftest import PART_BYTES, keys_of, payload, spec_of
+from daemon import Daemon
 
 
 def store(ns, keys, **options):
@@ -162,3 +163,19 @@ def test_a_prefetch_tells_how_far_it_is_and_can_be_called_off(ns):
     with pytest.raises(ZeroDivisionError):
         ns.prefetch(keys, on_progress=lambda progress: 1 // 0)
     assert ns.prefetch(keys[:2]).ready == 2
+
+
+def test_over_tcp_a_match_is_as_long_as_what_is_there(tmp_path):
+    daemon = Daemon(tmp_path, "64MiB", tcp=True, more="limits: {keys_per_request_max: 16}\n")
+    daemon.start()
+    try:
+        with kavern.Client(daemon.tcp_address()) as client:
+            client.wait_until_attached(20)
+            ns = client.open_namespace(spec_of())
+            keys = keys_of(ns, 1, 41)
+            ns.store(keys[:40], [payload(key) for key in keys[:40]])
+            for count in (15, 16, 17, 32, 40, 41):
+                assert ns.match(keys[:count]) == min(count, 40)
+                assert ns.match_tiers(keys[:count]) == ["ram"] * min(count, 40)
+    finally:
+        daemon.stop()

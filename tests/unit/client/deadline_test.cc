@@ -139,6 +139,35 @@ TEST_F(DeadlineTest, ALeaseWhoseEndIsNotAnsweredIsOverAllTheSame) {
   EXPECT_EQ(daemon_.calls("AbortStore"), 2U);
 }
 
+// So is one whose end the daemon refuses to hear, because it has too much to do or the connection
+// broke.
+TEST_F(DeadlineTest, ALeaseWhoseEndIsRefusedIsToldAgain) {
+  ASSERT_TRUE(Store(*ns_, keys_).ok());
+  for (const auto& refusal :
+       {absl::ResourceExhaustedError("too many calls"), absl::UnavailableError("broken pipe")}) {
+    auto read = ns_->Fetch({.keys = keys_});
+    auto write = ns_->BeginStore({.keys = Keys(*ns_, 2, 1)});
+    ASSERT_TRUE(read.ok() && write.ok());
+    daemon_.FailNext("Release", refusal);
+    EXPECT_EQ(read->Release(), refusal);
+    daemon_.FailNext("AbortStore", refusal);
+    write->Abort();
+    EXPECT_TRUE(NothingIsLeased());
+  }
+}
+
+// Reports of timings are worth nothing to who ends, but for a moment.
+TEST_F(DeadlineTest, AClientClosesThoughTheDaemonDoesNotHearItsTimings) {
+  const auto other = *client_->OpenNamespace(SmallSpec("other"));
+  const PrefillTiming timing{0, 512, std::chrono::milliseconds(50)};
+  daemon_.LoseNextAnswer("ReportTimings", /*carried_out=*/false);
+  ASSERT_TRUE(ns_->ReportPrefill(timing).ok());
+  ASSERT_TRUE(Eventually([&] { return daemon_.calls("ReportTimings") == 1; }));
+  ASSERT_TRUE(other->ReportPrefill(timing).ok());
+  client_->Close(kShort);  // in the middle of the first, which takes a second
+  EXPECT_EQ(daemon_.calls("ReportTimings"), 1U);
+}
+
 // The daemon then keeps their memory until this process ends: it could still be read.
 TEST_F(DeadlineTest, AClientClosesThoughTheDaemonDoesNotHearOfItsLeases) {
   ASSERT_TRUE(Store(*ns_, keys_).ok());

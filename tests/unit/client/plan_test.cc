@@ -95,10 +95,10 @@ TEST_F(PlanTest, BadRequestsNameTheField) {
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(refused({0, 512, milliseconds(0)}), HasSubstr("timing.ms: got 0"));
-  EXPECT_THAT(refused({0, 512, milliseconds(-1)}), HasSubstr("timing.ms: got -1"));
+  EXPECT_THAT(refused({0, 512, milliseconds(0)}), HasSubstr("timing.duration in ms: got 0"));
+  EXPECT_THAT(refused({0, 512, milliseconds(-1)}), HasSubstr("timing.duration in ms: got -1"));
   EXPECT_THAT(refused({0, 512, std::chrono::duration<double>(std::nan(""))}),
-              HasSubstr("timing.ms: got"));
+              HasSubstr("timing.duration in ms: got"));
   EXPECT_THAT(refused({512, 512, milliseconds(1)}), HasSubstr("timing.end_token"));
   EXPECT_EQ(daemon_.calls("ReportTimings"), 0U);
 }
