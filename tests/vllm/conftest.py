@@ -35,6 +35,15 @@ def daemon(tmp_path_factory):
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def many_small(tmp_path_factory):
+    """A daemon with a region for every test's namespace."""
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"), ram="256MiB")
+    daemon.start()
+    yield daemon
+    daemon.stop()
+
+
 @pytest.fixture
 def empty_daemon(tmp_path_factory):
     """A daemon that holds nothing yet: the first block stored lies in its first slot."""

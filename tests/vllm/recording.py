@@ -41,7 +41,8 @@ class RecordingConnector(KavernConnector):
 
     def _layer_written(self, layer_name: str) -> None:
         super()._layer_written(layer_name)
-        note("layers")
+        if layer_name in self._worker._layers:
+            note("layers")
 
     def wait_for_save(self) -> None:
         for save in self._saves:

@@ -112,6 +112,7 @@ class Stage:
         """Loads since the last call: there were some, and every block of theirs was saved so."""
         assert self.noted("wrong") == 0, f"{self.noted('wrong')} blocks loaded were never saved"
         assert self.grown()
+        assert self.noted("layers") > 0  # copied within the forward pass, and recorded after it
         self._verified = self.noted("verified")
 
 

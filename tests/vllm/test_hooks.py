@@ -24,12 +24,8 @@ from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
-    """With a region for every test's namespace."""
-    daemon = Daemon(tmp_path_factory.mktemp("daemon"), ram="256MiB")
-    daemon.start()
-    yield daemon
-    daemon.stop()
+def daemon(many_small):
+    return many_small
 
 
 @pytest.fixture
