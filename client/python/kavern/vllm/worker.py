@@ -214,7 +214,7 @@ class WorkerSide:
         return bool(self._fresh_saves)
 
     def layer_written(self, layer_name: str) -> None:
-        """Within the forward pass: what this layer wrote is in the processor's caches, and twice as fast to copy."""
+        """Within the forward pass: what this layer wrote is still in the processor's caches."""
         place = self._layers.get(layer_name)
         if place is not None:
             self._paged.layer_written(*place)
