@@ -35,13 +35,8 @@ double Microseconds(const std::function<void()>& work) {
 
 absl::Status StoreChain(BenchNode& node, std::span<const BlockKey> keys,
                         const WorkerMemory& memory) {
-  const auto stored =
-      node.ns(BenchPlane::kOneThread)
-          .Store({.keys = keys}, memory.Sources(0, keys.size(), node.block_bytes()));
-  if (!stored.ok()) return stored.status();
-  if (stored->outcomes.back() == StoreOutcome::kStored) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("a store was declined: ", stored->decline_reason));
+  return StoreWhole(node.ns(BenchPlane::kOneThread), keys,
+                    memory.Sources(0, keys.size(), node.block_bytes()));
 }
 
 // Calls `work` and the empty call in turn; both in microseconds.

@@ -202,15 +202,9 @@ class DiskPasses {
 
   absl::Status StoreAll(std::size_t first, const std::vector<std::vector<BlockKey>>& chains) {
     for (std::size_t c = 0; c < chains.size(); ++c) {
-      const auto stored =
-          node_.ns(BenchPlane::kOneThread)
-              .Store({.keys = chains[c]},
-                     memory_.Sources(first + c * batch_, chains[c].size(), block_bytes_));
-      if (!stored.ok()) return stored.status();
-      if (stored->outcomes.back() != StoreOutcome::kStored) {
-        return absl::ResourceExhaustedError(
-            absl::StrCat("a store was declined: ", stored->decline_reason));
-      }
+      KAVERN_RETURN_IF_ERROR(
+          StoreWhole(node_.ns(BenchPlane::kOneThread), chains[c],
+                     memory_.Sources(first + c * batch_, chains[c].size(), block_bytes_)));
     }
     return absl::OkStatus();
   }

@@ -114,6 +114,26 @@ std::vector<BlockKey> BenchNode::NewChain(std::size_t count) {
   return keys;
 }
 
+absl::Status UntilGranted(const std::function<absl::StatusOr<std::string>()>& store) {
+  const auto give_up = std::chrono::steady_clock::now() + kAdminDeadline;
+  for (;;) {
+    KAVERN_ASSIGN_OR_RETURN(const std::string declined, store());
+    if (declined.empty()) return absl::OkStatus();
+    if (std::chrono::steady_clock::now() >= give_up) {
+      return absl::ResourceExhaustedError(absl::StrCat("a store was declined: ", declined));
+    }
+    std::this_thread::sleep_for(kPollInterval);
+  }
+}
+
+absl::Status StoreWhole(Namespace& ns, std::span<const BlockKey> keys,
+                        std::span<const ConstBuffer> blocks) {
+  return UntilGranted([&]() -> absl::StatusOr<std::string> {
+    KAVERN_ASSIGN_OR_RETURN(const StoreResult stored, ns.Store({.keys = keys}, blocks));
+    return stored.decline_reason;
+  });
+}
+
 // ---- WorkerMemory ----
 
 absl::StatusOr<WorkerMemory> WorkerMemory::Create(std::uint64_t size_bytes) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -53,6 +54,15 @@ class BenchNode {
   std::uint64_t epoch_ = 0;
   std::uint64_t chains_ = 0;
 };
+
+// Calls `store`, which answers why a block was declined, until none is: where the daemon's memory
+// is full of others' blocks, a store is declined while a region of theirs is being freed.
+// ResourceExhausted when that does not end.
+absl::Status UntilGranted(const std::function<absl::StatusOr<std::string>()>& store);
+
+// Stores every one of the blocks.
+absl::Status StoreWhole(Namespace& ns, std::span<const BlockKey> keys,
+                        std::span<const ConstBuffer> blocks);
 
 // Memory of the measuring process, in huge pages where the kernel gives them, every page touched.
 class WorkerMemory {
