@@ -21,7 +21,7 @@ PAGE_BYTES = 4096
 
 
 class HeldDevice:
-    """In place of device_pages.Stream: what is copied is let go one by one, or all from now on."""
+    """In place of device.Stream: what is copied is let go one by one, or all from now on."""
 
     def __init__(self):
         self._let_go = threading.Semaphore(0)

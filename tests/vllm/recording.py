@@ -2,8 +2,8 @@
 
 The record is made from the engine's tensors with torch before Kavern copies, and checked against the engine's tensors
 after Kavern has copied back; saves were then copied in part, layer by layer. Beside the record it counts: layers told of
-within a forward pass, loads begun and reported, and requests that ended in between ("aborted"). A key may have several right contents: engines that split a prefill otherwise compute other
-bytes, and the first to commit wins.
+within a forward pass, loads begun and reported, and requests that ended in between ("aborted"). A key may have several
+right contents: engines that split a prefill otherwise compute other bytes, and the first to commit wins.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ DIRECTORY = pathlib.Path(os.environ.get("KAVERN_RECORD_DIRECTORY", "/nonexistent
 
 
 class RecordingConnector(KavernConnector):
+    def __init__(self, vllm_config, role, kv_cache_config):
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._loads: dict[str, Load] = {}  # worker's: begun and not reported
+        self._loading: set[str] = set()  # scheduler's: planned and not reported
+
     def register_kv_caches(self, kv_caches) -> None:
         super().register_kv_caches(kv_caches)
         self._tensors = [group.tensors for group in group_tensors(self._kv_cache_config, kv_caches)]
 
     def bind_connector_metadata(self, connector_metadata) -> None:
         self._saves = list(connector_metadata.saves)
-        if not hasattr(self, "_loads"):
-            self._loads: dict[str, Load] = {}
         for load in connector_metadata.loads:
             self._loads[load.request_id] = load
             note("begun")
@@ -68,9 +71,17 @@ class RecordingConnector(KavernConnector):
                     note("verified" if self._digest(group, page) in record else "wrong")
         return results
 
+    def update_state_after_alloc(self, request, blocks, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        if num_external_tokens > 0:
+            self._loading.add(request.request_id)
+
+    def update_connector_output(self, connector_output) -> None:
+        super().update_connector_output(connector_output)
+        self._loading -= connector_output.finished_recving or set()
+
     def request_finished_all_groups(self, request, block_ids):
-        state = self._scheduler._conversations.get(request.request_id)
-        if state is not None and state.loading:
+        if request.request_id in self._loading:
             note("aborted")
         return super().request_finished_all_groups(request, block_ids)
 

@@ -177,7 +177,7 @@ def test_of_a_sliding_window_only_pages_are_loaded_and_nothing_incomplete_is_sav
     late = Request("b", range(700, 720))
     scheduler.admit(late, pages)
     assert scheduler.step((late, 20)).saves == []
-    assert "sliding window" in scheduler.side._conversations["b"].why_not
+    assert "sliding window" in scheduler.side._requests.get("b").why_not
     scheduler.side.close()
 
 
@@ -361,7 +361,7 @@ def adapter_at(path, weights: bytes):
 
 def test_an_adapter_is_its_content(scheduler, tmp_path):
     adapters = [adapter_at(tmp_path / name, weights) for name, weights in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
-    scheduler.side._adapters = Adapters(may_be_replaced=False)
+    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
     saved = []
     for number, path in enumerate(adapters):
         request = Request(f"request {number}", range(9), lora_request=lora(path, number))
@@ -377,7 +377,7 @@ def test_an_adapter_that_changes_while_the_engine_runs_is_not_cached_any_more(sc
     (tmp_path / "link").symlink_to(path)
     path = tmp_path / "link"
     wait_for_next_change_time(tmp_path)
-    scheduler.side._adapters = Adapters(may_be_replaced=False)
+    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
     running = Request("running", range(17), lora_request=lora(path))
     scheduler.admit(running)
     assert len(scheduler.step((running, 8)).saves) == 1
@@ -398,7 +398,7 @@ def test_an_adapter_that_changes_while_the_engine_runs_is_not_cached_any_more(sc
     scheduler.admit(later)
     assert scheduler.step((running, 8), (later, 8)).saves == []
     for request in (running, later):
-        assert scheduler.side._conversations[request.request_id].why_not.startswith(why)
+        assert scheduler.side._requests.get(request.request_id).why_not.startswith(why)
 
 
 def wait_for_next_change_time(directory) -> None:
@@ -410,7 +410,7 @@ def wait_for_next_change_time(directory) -> None:
 
 def test_adapters_that_can_be_replaced_at_run_time_are_not_cached(scheduler, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    scheduler.side._adapters = Adapters()
+    scheduler.side._requests._adapters = Adapters()
     request = Request("a", range(9), lora_request=lora(adapter_at(tmp_path / "adapter", b"weights")))
     scheduler.admit(request)
     assert scheduler.step((request, 9)).saves == []

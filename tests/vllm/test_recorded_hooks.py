@@ -121,7 +121,7 @@ def replay(tmp_path_factory):
 def test_every_hook_answers_as_in_the_engine(replay):
     assert min(replay.met.values()) > 0, replay.met
     assert sum(replay.saved.values()) > 0
-    assert not replay.scheduler.side._conversations, "a request that ended is forgotten"
+    assert not replay.scheduler.side._requests._tracked, "a request that ended is forgotten"
     print(f"replayed from a real engine: {replay.met}")
 
 

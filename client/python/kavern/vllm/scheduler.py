@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import kavern
 from kavern.vllm import identity as identities
-from kavern.vllm.adapters import Adapters
 from kavern.vllm.conversations import Teller, wish_of
 from kavern.vllm.events import KvEvents
 from kavern.vllm.link import Link
 from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
 from kavern.vllm.metrics import Stats
+from kavern.vllm.requests import Requests, TrackedRequest
 
 logger = logging.getLogger("vllm.kavern")
 
 # Blocks saved in one step, so that no step grows without bound: after a restart of the daemon, everything is to be saved.
 _BLOCKS_PER_STEP = 1024
-
-# What vLLM's hashers of multimodal inputs print (blake3, SHA-256, SHA-512).
-_HASH = re.compile("[0-9a-f]{64}|[0-9a-f]{128}")
 
 
 def _fresh_epoch() -> int:
@@ -41,29 +36,10 @@ def _kv_events(vllm_config, kv_cache_config, block_tokens: int) -> KvEvents | No
     return KvEvents(block_tokens, hash_tokens)
 
 
-@dataclass
-class _Conversation:
-    """One request's chain of blocks."""
-
-    request: Any
-    chain: kavern.BlockKeyChain | None = None  # None: its KV is not cached, see `why_not`
-    why_not: str = ""
-    adapter: bytes = b""  # key of the LoRA adapter; empty: none
-    # Blocks that workers were told to save or that the daemon has; None: ask the directory.
-    offered: int | None = None
-    local_tokens: int = 0  # what the engine itself still has
-    hit_tokens: int = 0
-    hit_tiers: list[str] = field(default_factory=list)  # per block beyond the engine's own: who had it at the match
-    miss: str = "not looked up"
-    loading: bool = False
-    load_failed: bool = False
-
-
 class SchedulerSide:
     def __init__(self, settings, vllm_config, kv_cache_config):
         self._settings = settings
         self._link = Link(settings, "vllm scheduler")
-        self._groups = len(kv_cache_config.kv_cache_groups)
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._identity: identities.Identity | None = None
         # Where weights are sent in while the engine runs, its files do not tell them, and no hook says when: such an
@@ -74,10 +50,8 @@ class SchedulerSide:
         self._null_page = 0
         self._fences = False  # workers copy pages after their step
         self._blocks_per_step = _BLOCKS_PER_STEP
-        self._names = secrets.token_bytes(16)  # in which this engine's clients name images
-        self._conversations: dict[str, _Conversation] = {}
+        self._requests = Requests(self._link, self._block_tokens)
         self._loads: list[Load] = []
-        self._adapters = Adapters()
         self._teller = Teller(settings.load_timeout_s)
         self._events = _kv_events(vllm_config, kv_cache_config, self._block_tokens)
         self.stats = Stats()
@@ -111,9 +85,7 @@ class SchedulerSide:
         logger.info("Kavern: cache reset, a fresh namespace from here on (epoch %d)", self._epoch)
         if self._identity is not None:
             self._link.use(self._identity.spec(self._epoch))
-        for conversation in self._conversations.values():
-            conversation.chain = None
-            conversation.why_not = "the cache was reset while the request ran"
+        self._requests.give_up_all("the cache was reset while the request ran")
         if self._events is not None:
             self._events.forget()
 
@@ -125,16 +97,16 @@ class SchedulerSide:
 
     def matched_tokens(self, request, local_tokens: int) -> int:
         """Tokens beyond `local_tokens` that can be loaded; whole blocks, and never the last token."""
-        state = self._conversation(request)
+        state = self._requests.track(request)
         state.local_tokens = local_tokens
         state.hit_tokens = 0
         state.miss = self._why_no_lookup(state)
         if state.miss:
             return 0
-        self._extend(state, request.num_tokens)
+        self._requests.extend(state, request.num_tokens)
         usable = (request.num_tokens - 1) // self._block_tokens
         keys = state.chain.keys_between(0, usable)
-        tiers = self._namespace().match_tiers(keys)
+        tiers = self._link.namespace().match_tiers(keys)
         state.hit_tiers = tiers[local_tokens // self._block_tokens :]
         stored = len(tiers) * self._block_tokens
         if stored <= local_tokens:
@@ -142,14 +114,14 @@ class SchedulerSide:
             return 0
         state.miss = "" if len(tiers) == usable else f"stored up to token {stored}"
         if self._settings.follow_plan:
-            plan = self._namespace().plan(keys, request.num_tokens, engine_tokens=local_tokens)
+            plan = self._link.namespace().plan(keys, request.num_tokens, engine_tokens=local_tokens)
             worthwhile = (plan.first_block + plan.fetch_blocks) * self._block_tokens
             if worthwhile < stored:
                 state.miss = f"from token {max(worthwhile, local_tokens)} on it is quicker to compute"
                 stored = worthwhile
         return max(stored - local_tokens, 0)
 
-    def _why_no_lookup(self, state: _Conversation) -> str:
+    def _why_no_lookup(self, state: TrackedRequest) -> str:
         if state.request.skip_reading_prefix_cache:
             return "the request does not read caches"
         if state.load_failed:
@@ -158,14 +130,13 @@ class SchedulerSide:
             return "the daemon does not answer"
         if not self._link.attached:
             return "the daemon is away"
-        self._start_chain(state)
-        return state.why_not
+        return "" if self._requests.start_chain(state) else state.why_not
 
     def allocated(self, request, blocks, external_tokens: int) -> None:
         """Pages for what matched_tokens() said are there: they are loaded."""
         if external_tokens == 0:
             return
-        state = self._conversation(request)
+        state = self._requests.track(request)
         first = state.local_tokens // self._block_tokens
         last = first + external_tokens // self._block_tokens
         keys = state.chain.keys_between(first, last)
@@ -177,16 +148,15 @@ class SchedulerSide:
         self._loads.append(Load(request.request_id, groups))
         if self._events is not None:  # other engines' blocks, and those of this one's earlier life
             self._events.expect(request, state.chain.keys_between(0, last), 0)
-        state.loading = True
         state.hit_tokens = external_tokens
         self.stats.add("hit_tokens", external_tokens)
         self.stats.add("nvme_hit_tokens", self._tokens_by_tier(state, external_tokens).get("nvme", 0))
 
     def hit_sources(self, request, external_tokens: int) -> dict[str, int]:
         """Of what is loaded for the request: tokens by the tier that had them when it was looked up."""
-        return self._tokens_by_tier(self._conversation(request), external_tokens)
+        return self._tokens_by_tier(self._requests.track(request), external_tokens)
 
-    def _tokens_by_tier(self, state: _Conversation, tokens: int) -> dict[str, int]:
+    def _tokens_by_tier(self, state: TrackedRequest, tokens: int) -> dict[str, int]:
         blocks = Counter(state.hit_tiers[: tokens // self._block_tokens])
         return {tier: count * self._block_tokens for tier, count in blocks.items()}
 
@@ -205,7 +175,7 @@ class SchedulerSide:
         may_save = self._link.breaker.closed and self._link.attached
         room = self._blocks_per_step
         for request_id, scheduled in output.num_scheduled_tokens.items():
-            state = self._conversations.get(request_id)
+            state = self._requests.get(request_id)
             if state is None or not may_save:
                 continue
             request = state.request
@@ -233,19 +203,18 @@ class SchedulerSide:
 
     def _alone(self, request_id: str, scheduled: int) -> tuple[int, int] | None:
         """Tokens of a prefill that has the step for itself, and so tells what a prefill costs."""
-        state = self._conversations.get(request_id)
+        state = self._requests.get(request_id)
         if state is None or scheduled < self._block_tokens:
             return None
         begin = state.request.num_computed_tokens
         return begin, begin + scheduled
 
-    def _save(self, state: _Conversation, ready: int, block_state, room: int) -> Save | None:
-        self._start_chain(state)
-        if state.chain is None:
+    def _save(self, state: TrackedRequest, ready: int, block_state, room: int) -> Save | None:
+        if not self._requests.start_chain(state):
             return None
-        self._extend(state, ready * self._block_tokens)
+        self._requests.extend(state, ready * self._block_tokens)
         if state.offered is None:
-            state.offered = self._namespace().match(state.chain.keys_between(0, ready))
+            state.offered = self._link.namespace().match(state.chain.keys_between(0, ready))
         first, last = state.offered, min(ready, state.offered + room)
         if first >= last:
             return None
@@ -253,7 +222,7 @@ class SchedulerSide:
         # A sliding window has left a page behind: what follows would have no complete ancestor.
         count = min((ids.index(self._null_page) if self._null_page in ids else len(ids)) for ids in pages)
         if count == 0:
-            state.chain, state.why_not = None, "its beginning left the sliding window before it was stored"
+            state.give_up("its beginning left the sliding window before it was stored")
             return None
         state.offered = first + count
         keys = state.chain.keys_between(first, first + count)
@@ -264,22 +233,18 @@ class SchedulerSide:
 
     def report(self, output) -> None:
         """What workers said about loads and saves of earlier steps."""
-        for request_id in output.finished_recving or ():
-            state = self._conversations.get(request_id)
-            if state is not None:
-                state.loading = False
         report = output.kv_connector_worker_meta
         if not isinstance(report, StepReport):
             return
         for request_id in report.failed_loads:
-            state = self._conversations.get(request_id)
+            state = self._requests.get(request_id)
             if state is not None:
                 state.load_failed = True
                 self.stats.add("failed_tokens", state.hit_tokens)
                 state.hit_tokens = 0
                 state.miss = "a load failed"
         for request_id in report.failed_saves:
-            state = self._conversations.get(request_id)
+            state = self._requests.get(request_id)
             if state is not None:
                 state.offered = None
         if report.trouble:
@@ -289,7 +254,7 @@ class SchedulerSide:
 
     def finished(self, request) -> dict[str, Any] | None:
         """The request's answer carries this, where it is not streamed."""
-        state = self._conversations.pop(request.request_id, None)
+        state = self._requests.end(request.request_id)
         if state is None:
             return None
         hit_tokens = {"ram": 0, **self._tokens_by_tier(state, state.hit_tokens)}
@@ -301,7 +266,7 @@ class SchedulerSide:
             told["conversation"] = conversation
         return {"kavern": told}
 
-    def _tell_conversation(self, state: _Conversation) -> dict[str, Any] | None:
+    def _tell_conversation(self, state: TrackedRequest) -> dict[str, Any] | None:
         """What the answer says of the conversation that the request names, which the daemon is told of meanwhile."""
         try:
             wish = wish_of(state.request.kv_transfer_params, state.request.cache_salt)
@@ -316,7 +281,7 @@ class SchedulerSide:
         blocks = len(state.chain) if state.offered is None else state.offered
         if blocks == 0:
             return {"state": "not kept", "why": "it is shorter than a block"}
-        namespace = self._namespace()
+        namespace = self._link.namespace()
         if not self._teller.tell(namespace, wish, state.chain.keys_between(0, blocks)):
             return {"state": "not kept", "why": "the daemon is slow: too many wait to be told"}
         priority, ttl_s = wish.within(namespace.conversation_limits)
@@ -326,65 +291,3 @@ class SchedulerSide:
         if self._events is None:
             return []
         return self._events.take(self._link.namespace() if self._link.attached else None)
-
-    # ---- Keys ----
-
-    def _namespace(self) -> kavern.Namespace:
-        return self._link.namespace()
-
-    def _conversation(self, request) -> _Conversation:
-        state = self._conversations.get(request.request_id)
-        if state is None:
-            state = self._conversations[request.request_id] = _Conversation(request)
-            if request.prompt_embeds is not None:
-                state.why_not = "prompt embeddings are not cached"
-            elif request.resumable:
-                state.why_not = "streamed input is not cached"
-            elif request.lora_request is not None:
-                state.why_not = self._adapters.why_not(request.lora_request.lora_path)
-                if not state.why_not:
-                    state.adapter = self._adapters.key(request.lora_request.lora_path)
-        return state
-
-    def _start_chain(self, state: _Conversation) -> None:
-        """Leaves `why_not` where there can be no chain (yet), or no more."""
-        if state.adapter and (why_not := self._adapters.why_not(state.request.lora_request.lora_path)):
-            state.chain, state.why_not = None, why_not
-        if state.chain is not None:
-            return
-        if state.why_not in ("", "the daemon is away"):
-            namespace = self._link.namespace()
-            state.chain = namespace.chain() if namespace is not None else None
-            state.why_not = "" if namespace is not None else "the daemon is away"
-
-    def _extend(self, state: _Conversation, tokens: int) -> None:
-        """Appends the complete blocks among the first `tokens` tokens to the chain."""
-        chain, request = state.chain, state.request
-        first, last = len(chain), tokens // self._block_tokens
-        if last <= first:
-            return
-        for block in range(first, last if request.mm_features else min(last, 1)):
-            extra = self._extra_keys(state, block)
-            if extra:
-                chain.set_extra_keys(block, extra)
-        chain.append(list(request.all_token_ids[first * self._block_tokens : last * self._block_tokens]))
-
-    def _extra_keys(self, state: _Conversation, block: int) -> list[bytes]:
-        """What changes a block's KV beside tokens and ancestors. Of the first block: of the whole chain."""
-        request, keys = state.request, []
-        if block == 0:
-            if request.cache_salt:
-                keys.append(b"salt\0" + request.cache_salt.encode())
-            if state.adapter:
-                keys.append(state.adapter)
-        begin, end = block * self._block_tokens, (block + 1) * self._block_tokens
-        for feature in request.mm_features or ():
-            offset = feature.mm_position.offset
-            if offset < end and begin < offset + feature.mm_position.length:
-                keys.append(b"mm\0%d\0%s" % (offset - begin, self._content_of(feature)))
-        return keys
-
-    def _content_of(self, feature) -> bytes:
-        """vLLM's hash of an image, or what a client calls it: others may call other images so."""
-        name = feature.identifier.encode()
-        return name if _HASH.fullmatch(feature.identifier) else b"name\0" + self._names + name

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import kavern
 from kavern.paged import tensor_layout
 from kavern.vllm import identity as identities
-from kavern.vllm.device_pages import DeviceMemory, DevicePagedKv, stream_of
+from kavern.device import DeviceMemory, DevicePagedKv, stream_of
 from kavern.vllm.link import Link
 from kavern.vllm.messages import Handshake, Load, Save, StepPlan, StepReport
 from kavern.vllm.metrics import Stats

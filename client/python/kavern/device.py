@@ -21,7 +21,7 @@ from typing import Any
 import kavern
 from kavern.paged import page_geometry
 
-logger = logging.getLogger("vllm.kavern")
+logger = logging.getLogger("kavern.device")
 
 _CHUNK_BYTES = 64 << 20  # memory taken of the device at a time
 

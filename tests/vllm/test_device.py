@@ -11,9 +11,9 @@ import pytest
 import tiny_models
 import torch
 from engine import transfer_config
-from kavern import InvalidArgumentError, UnimplementedError
-from kavern.vllm import KavernConnector, device_pages
-from kavern.vllm.device_pages import DeviceMemory
+from kavern import InvalidArgumentError, UnimplementedError, device
+from kavern.device import DeviceMemory
+from kavern.vllm import KavernConnector
 from kavern.vllm.messages import StepPlan
 from played_worker import PAGE_BYTES, Worker, load, save
 from recording import noted
@@ -36,7 +36,7 @@ def cache(layout: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", ["layers first", "pages first", "tokens before heads"])
 def test_pages_go_there_and_back(layout, monkeypatch):
-    monkeypatch.setattr(device_pages, "_CHUNK_BYTES", 2 * 128)  # of two pages
+    monkeypatch.setattr(device, "_CHUNK_BYTES", 2 * 128)  # of two pages
     tensor, other = cache(layout), cache("layers first")
     before = tensor.clone()
     memory = DeviceMemory([[tensor], [other]], PAGES)
@@ -53,7 +53,7 @@ def test_pages_go_there_and_back(layout, monkeypatch):
 
 
 def test_a_copy_that_nobody_wants_any_more_stops(monkeypatch):
-    monkeypatch.setattr(device_pages, "_CHUNK_BYTES", 1)  # page by page
+    monkeypatch.setattr(device, "_CHUNK_BYTES", 1)  # page by page
     memory = DeviceMemory([[torch.ones(4, 4096, dtype=torch.uint8)]], 4)
     wanted = iter([True, True, False])
     memory.bring([[0, 1, 2, 3]], lambda: next(wanted))
