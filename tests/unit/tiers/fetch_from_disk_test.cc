@@ -1,18 +1,16 @@
-// Fetches and prefetches of blocks that are on disk, over devices whose reads end when the test
-// says so. It does not look at what is on disk, nor at speed.
+// Fetches of blocks that are on disk, over devices whose reads end when the test says so. It does
+// not look at what is on disk, nor at speed.
 
 #include <chrono>
-#include <deque>
+#include <cstddef>
+#include <cstdint>
 #include <fstream>
-#include <future>
-#include <memory>
-#include <optional>
+#include <span>
 #include <thread>
-#include <utility>
+#include <vector>
 
-#include "base/mutex.h"
 #include "gmock/gmock.h"
-#include "tests/unit/tiers/disk_fixture.h"
+#include "tests/unit/tiers/fetch_fixture.h"
 
 namespace kavern::tiers {
 namespace {
@@ -20,164 +18,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-// Reads that wait for the test, of all devices of a store.
-class Gate {
- public:
-  // From now on reads of slots are held. Others go on, and so do writes.
-  void Close() {
-    MutexLock lock(mu_);
-    closed_ = true;
-  }
-  // All that is held goes on, and what comes.
-  void Open() {
-    MutexLock lock(mu_);
-    closed_ = false;
-    while (!held_.empty()) LetOneGo(std::nullopt);
-  }
-  // True: the gate keeps it.
-  bool Hold(BlockDevice* device, DiskIo& io) {
-    MutexLock lock(mu_);
-    if (!closed_ || io.op != DiskIo::Op::kRead) return false;
-    held_.emplace_back(device, std::move(io));
-    changed_.NotifyAll();
-    return true;
-  }
-  std::size_t held() const {
-    MutexLock lock(mu_);
-    return held_.size();
-  }
-  // What is asked of the last read that is held.
-  IoPriority last_priority() const {
-    MutexLock lock(mu_);
-    return held_.back().second.priority;
-  }
-  SteadyTime last_deadline() const {
-    MutexLock lock(mu_);
-    return held_.back().second.deadline;
-  }
-  // From now on what is held is queued, and not the kernel's: it can be cancelled.
-  void LetCancel() {
-    MutexLock lock(mu_);
-    cancels_ = true;
-  }
-  void Cancel(std::uint64_t token) {
-    std::vector<DiskIo> ended;
-    {
-      MutexLock lock(mu_);
-      if (!cancels_) return;
-      std::erase_if(held_, [&](auto& held) {
-        if (held.second.token != token) return false;
-        ended.push_back(std::move(held.second));
-        return true;
-      });
-    }
-    for (DiskIo& io : ended) io.done(absl::CancelledError("cancelled"));
-  }
-  // The read that has waited longest, or its failure.
-  void ReleaseOne(std::optional<absl::Status> failure = std::nullopt) {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    MutexLock lock(mu_);
-    // What one read has made room for is begun after it is counted.
-    while (held_.empty() && changed_.WaitUntil(mu_, give_up)) {
-    }
-    ASSERT_FALSE(held_.empty());
-    LetOneGo(std::move(failure));
-  }
-
- private:
-  void LetOneGo(std::optional<absl::Status> failure) KAVERN_REQUIRES(mu_) {
-    auto [device, io] = std::move(held_.front());
-    held_.pop_front();
-    mu_.Unlock();
-    if (failure.has_value()) {
-      io.done(*std::move(failure));
-    } else {
-      // It stands for what the kernel has had all the time.
-      io.deadline = SteadyTime::max();
-      io.token = 0;
-      device->Submit(std::move(io));
-    }
-    mu_.Lock();
-  }
-
-  mutable Mutex mu_;
-  CondVar changed_;
-  bool closed_ KAVERN_GUARDED_BY(mu_) = false;
-  bool cancels_ KAVERN_GUARDED_BY(mu_) = false;
-  std::deque<std::pair<BlockDevice*, DiskIo>> held_ KAVERN_GUARDED_BY(mu_);
-};
-
-class HeldDevice final : public BlockDevice {
- public:
-  HeldDevice(std::unique_ptr<BlockDevice> device, Gate& gate)
-      : device_(std::move(device)), gate_(gate) {}
-
-  void Submit(DiskIo io) override {
-    if (!gate_.Hold(device_.get(), io)) device_->Submit(std::move(io));
-  }
-  void Cancel(std::uint64_t token) override { gate_.Cancel(token); }
-  std::uint64_t size_bytes() const override { return device_->size_bytes(); }
-  std::string_view method() const override { return device_->method(); }
-
- private:
-  const std::unique_ptr<BlockDevice> device_;
-  Gate& gate_;
-};
-
-// The events of one fetch as they come.
-class Events {
- public:
-  FetchSink Sink() {
-    return [this](FetchEvent event) {
-      MutexLock lock(mu_);
-      EXPECT_FALSE(inside_) << "events of one fetch overlap";
-      inside_ = true;
-      EXPECT_FALSE(over_) << "an event after the last";
-      over_ = event.last;
-      events_.push_back(std::move(event));
-      inside_ = false;
-      changed_.NotifyAll();
-    };
-  }
-  // Waits until `count` keys were answered, and hands out what has come since the last call.
-  FetchEvent Await(std::size_t count) {
-    FetchEvent all;
-    MutexLock lock(mu_);
-    while (Answered() < count && changed_.WaitUntil(mu_, give_up_)) {
-    }
-    EXPECT_EQ(Answered(), count);
-    answered_before_ = Answered();
-    for (FetchEvent& event : events_) {
-      all.lease.Append(std::move(event.lease));
-      all.failed.insert(all.failed.end(), event.failed.begin(), event.failed.end());
-      all.bytes_to_come = event.bytes_to_come;
-      all.last = event.last;
-    }
-    events_.clear();
-    return all;
-  }
-  std::size_t count() const {
-    MutexLock lock(mu_);
-    return events_.size();
-  }
-
- private:
-  std::size_t Answered() const KAVERN_REQUIRES(mu_) {
-    std::size_t answered = answered_before_;
-    for (const FetchEvent& event : events_) {
-      answered += event.lease.parts().size() + event.failed.size();
-    }
-    return answered;
-  }
-
-  const SteadyTime give_up_ = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  mutable Mutex mu_;
-  CondVar changed_;
-  std::deque<FetchEvent> events_ KAVERN_GUARDED_BY(mu_);
-  std::size_t answered_before_ KAVERN_GUARDED_BY(mu_) = 0;
-  bool inside_ KAVERN_GUARDED_BY(mu_) = false;
-  bool over_ KAVERN_GUARDED_BY(mu_) = false;
-};
+using FetchFromDiskTest = FetchFixture;
 
 std::vector<std::uint32_t> IndicesOf(const ReadLease& lease) {
   std::vector<std::uint32_t> indices;
@@ -185,48 +26,11 @@ std::vector<std::uint32_t> IndicesOf(const ReadLease& lease) {
   return indices;
 }
 
-class FetchFromDiskTest : public DiskFixture {
- protected:
-  void StartHeld(std::uint64_t regions = 1,
-                 const std::function<void(TieredStoreOptions&)>& change = {}) {
-    StartWithDisk(regions, 16, [&](TieredStoreOptions& options) {
-      options.disk->store.io_uring = false;
-      options.disk->store.open =
-          [this](const BlockDeviceOptions& open) -> absl::StatusOr<std::unique_ptr<BlockDevice>> {
-        auto device = OpenBlockDevice(open);
-        if (!device.ok()) return device.status();
-        return std::make_unique<HeldDevice>(*std::move(device), gate_);
-      };
-      if (change) change(options);
-    });
-  }
-  // 64 blocks on disk in chains of 8 from the root, the last 16 of them in RAM too; reads wait.
-  NamespaceRef Prepare() {
-    NamespaceRef ns = Open(SpecOf("m"));
-    keys_ = StoreChains(ns, 1, 64);
-    gate_.Close();
-    return ns;
-  }
-  FetchTicket Begin(const NamespaceRef& ns, std::span<const BlockKey> keys, Events& events,
-                    SteadyTime deadline = SteadyTime::max()) {
-    auto ticket = store_->FetchAsync(ns, {.keys = keys, .deadline = deadline}, events.Sink());
-    EXPECT_TRUE(ticket.ok()) << ticket.status();
-    return *std::move(ticket);
-  }
-  void TearDown() override {
-    gate_.Open();
-    DiskFixture::TearDown();
-  }
-
-  Gate gate_;
-  std::vector<BlockKey> keys_;
-};
-
 TEST_F(FetchFromDiskTest, WhatIsInRamComesBeforeAnyReadEnds) {
   StartHeld(2);
   const NamespaceRef ns = Prepare();
   std::vector<BlockKey> wanted = {keys_[60], keys_[0], keys_[61], KeyOf(999), keys_[1]};
-  Events events;
+  FetchEvents events;
   const FetchTicket ticket = Begin(ns, wanted, events);
   ASSERT_EQ(events.count(), 1U);
   const FetchEvent first = events.Await(3);
@@ -260,7 +64,7 @@ TEST_F(FetchFromDiskTest, ACancelledFetchLeavesNoLeaseAndItsReadsBecomeContent) 
   StartHeld(1,
             [](TieredStoreOptions& options) { options.disk->promotion_bytes_max = 2ULL * 4096; });
   const NamespaceRef ns = Prepare();
-  Events events;
+  FetchEvents events;
   FetchTicket ticket = Begin(ns, std::span(keys_).first(8), events);
   EXPECT_EQ(gate_.held(), 2U);
   ticket.Cancel();
@@ -279,7 +83,7 @@ TEST_F(FetchFromDiskTest, AFetchIsToldInTimeThatTheDiskIsTooSlow) {
   StartHeld(2, [](TieredStoreOptions& options) { options.clock = &Clock::System(); });
   const NamespaceRef ns = Prepare();
   const std::vector<BlockKey> wanted = {keys_[0], keys_[60], keys_[1]};
-  Events events;
+  FetchEvents events;
   const FetchTicket ticket =
       Begin(ns, wanted, events, Clock::System().Now() + std::chrono::milliseconds(20));
   const FetchEvent told = events.Await(3);
@@ -302,7 +106,7 @@ TEST_F(FetchFromDiskTest, TheDisksOwnTimeoutHoldsWhereTheCallHasNone) {
     options.disk->read_timeout = std::chrono::milliseconds(20);
   });
   const NamespaceRef ns = Prepare();
-  Events events;
+  FetchEvents events;
   const FetchTicket ticket = Begin(ns, std::span(keys_).first(2), events);
   const FetchEvent told = events.Await(2);
   EXPECT_TRUE(told.last);
@@ -319,7 +123,7 @@ TEST_F(FetchFromDiskTest, EveryBlockHasItsOwnFailure) {
     disk.put('\x5a');
   }
   disk.close();
-  Events events;
+  FetchEvents events;
   // Those of slots 8 to 14 are damaged.
   const auto wanted = std::span(keys_).subspan(8, 15);
   const FetchTicket ticket = Begin(ns, wanted, events);
@@ -358,7 +162,7 @@ TEST_F(FetchFromDiskTest, MoreThanRamHoldsIsRefusedBlockByBlock) {
 TEST_F(FetchFromDiskTest, TheLeaseQuotaCountsWhatIsStillToBeRead) {
   StartHeld();
   const NamespaceRef ns = Prepare();
-  Events events;
+  FetchEvents events;
   const auto ticket = store_->FetchAsync(
       ns, {.keys = std::span(keys_).first(4), .lease_bytes_max = 3ULL * 4096}, events.Sink());
   EXPECT_TRUE(absl::IsResourceExhausted(ticket.status()));
@@ -369,8 +173,8 @@ TEST_F(FetchFromDiskTest, TheLeaseQuotaCountsWhatIsStillToBeRead) {
 TEST_F(FetchFromDiskTest, FetchesOfOneBlockShareItsRead) {
   StartHeld();
   const NamespaceRef ns = Prepare();
-  Events one;
-  Events other;
+  FetchEvents one;
+  FetchEvents other;
   const FetchTicket first = Begin(ns, std::span(keys_).first(1), one);
   const FetchTicket second = Begin(ns, std::span(keys_).first(1), other);
   EXPECT_EQ(gate_.held(), 1U);
@@ -385,7 +189,7 @@ TEST_F(FetchFromDiskTest, RamIsTakenAsItIsFilledAndFetchesGoBeforePrefetches) {
   const NamespaceRef ns = Prepare();
   const auto prefetch = store_->Prefetch(ns, std::span(keys_).first(4), [](PrefetchProgress) {});
   ASSERT_TRUE(prefetch.ok());
-  Events events;
+  FetchEvents events;
   const FetchTicket ticket = Begin(ns, std::span(keys_).subspan(8, 2), events);
   EXPECT_EQ(gate_.held(), 2U);
   EXPECT_EQ(store_->GetStatus().disk.queued_promotions, 4U);
@@ -404,82 +208,6 @@ TEST_F(FetchFromDiskTest, RamIsTakenAsItIsFilledAndFetchesGoBeforePrefetches) {
   EXPECT_EQ(store_->GetStatus().disk.queued_promotions, 0U);
 }
 
-TEST_F(FetchFromDiskTest, APrefetchBringsBlocksToRamAndPinsNothing) {
-  StartHeld();
-  const NamespaceRef ns = Prepare();
-  gate_.Open();
-  const std::vector<BlockKey> wanted = {keys_[0], keys_[1], keys_[63], KeyOf(999)};
-  std::promise<PrefetchProgress> ended;
-  PrefetchProgress before;
-  const auto ticket = store_->Prefetch(ns, wanted, [&](PrefetchProgress now) {
-    EXPECT_GE(now.ready, before.ready);
-    before = now;
-    if (now.last) ended.set_value(now);
-  });
-  ASSERT_TRUE(ticket.ok());
-  const PrefetchProgress end = ended.get_future().get();
-  EXPECT_EQ(end.ready, 3U);
-  EXPECT_EQ(end.failed, 1U);
-  EXPECT_THAT(store_->MatchTiers(ns, std::span(keys_).first(2)),
-              ElementsAre(Tier::kRam, Tier::kRam));
-  EXPECT_EQ(store_->GetStatus().leased_bytes, 0U);
-}
-
-TEST_F(FetchFromDiskTest, APrefetchLargerThanRamDoesNotEvictItsOwnBlocks) {
-  StartHeld();
-  const NamespaceRef ns = Prepare();
-  gate_.Open();
-  std::promise<PrefetchProgress> ended;
-  const auto ticket = store_->Prefetch(ns, std::span(keys_).first(40), [&](PrefetchProgress now) {
-    if (now.last) ended.set_value(now);
-  });
-  ASSERT_TRUE(ticket.ok());
-  const PrefetchProgress end = ended.get_future().get();
-  EXPECT_EQ(end.ready, 16U);
-  EXPECT_EQ(end.failed, 24U);
-  EXPECT_EQ(store_->GetCounters().promoted_blocks, 16U);
-}
-
-TEST_F(FetchFromDiskTest, ACancelledPrefetchStopsWhatHasNotBegun) {
-  StartHeld(1, [](TieredStoreOptions& options) { options.disk->promotion_bytes_max = 4096; });
-  const NamespaceRef ns = Prepare();
-  auto ticket = store_->Prefetch(ns, std::span(keys_).first(8), [](PrefetchProgress) {});
-  ASSERT_TRUE(ticket.ok());
-  ticket->Cancel();
-  gate_.Open();
-  store_->Quiesce();
-  EXPECT_EQ(store_->GetCounters().promoted_blocks, 1U);
-}
-
-TEST_F(FetchFromDiskTest, AChainIsReadAheadIntoFreeRamOnly) {
-  StartHeld(2, [](TieredStoreOptions& options) { options.disk->read_ahead_blocks = 4; });
-  const NamespaceRef ns = Prepare();
-  gate_.Open();
-  // RAM is full: nothing is evicted for what nobody asked for.
-  EXPECT_EQ(FetchThrough(ns, std::span(keys_).first(2)).lease.parts().size(), 2U);
-  store_->Quiesce();
-  EXPECT_EQ(store_->GetCounters().read_ahead_blocks, 0U);
-  EXPECT_EQ(store_->GetCounters().promotion_failures, 0U);
-}
-
-TEST_F(FetchFromDiskTest, WhatWasReadAheadIsCountedWhenItIsUsed) {
-  StartHeld();
-  {
-    const NamespaceRef ns = Open(SpecOf("m"));
-    keys_ = StoreChains(ns, 1, 8);
-  }
-  store_.reset();
-  StartHeld(1, [](TieredStoreOptions& options) { options.disk->read_ahead_blocks = 4; });
-  const NamespaceRef ns = Open(SpecOf("m"));
-  EXPECT_EQ(FetchThrough(ns, std::span(keys_).first(2)).lease.parts().size(), 2U);
-  store_->Quiesce();
-  EXPECT_EQ(store_->GetCounters().read_ahead_blocks, 4U);
-  EXPECT_EQ(store_->GetCounters().read_ahead_used_blocks, 0U);
-  EXPECT_EQ(FetchThrough(ns, std::span(keys_).first(5)).lease.parts().size(), 5U);
-  EXPECT_EQ(store_->GetCounters().read_ahead_used_blocks, 3U);
-  EXPECT_EQ(store_->GetCounters().fetch_disk_blocks, 2U);
-}
-
 TEST_F(FetchFromDiskTest, ADiskIsToldHowUrgentAReadIsAndUntilWhenItIsOfUse) {
   StartHeld();
   const NamespaceRef ns = Prepare();
@@ -488,7 +216,7 @@ TEST_F(FetchFromDiskTest, ADiskIsToldHowUrgentAReadIsAndUntilWhenItIsOfUse) {
   ASSERT_EQ(gate_.held(), 1U);
   EXPECT_EQ(gate_.last_priority(), IoPriority::kPrefetch);
   EXPECT_EQ(gate_.last_deadline(), SteadyTime::max());
-  Events events;
+  FetchEvents events;
   const SteadyTime deadline = clock_.Now() + std::chrono::seconds(2);
   const FetchTicket ticket = Begin(ns, std::span(keys_).subspan(8, 1), events, deadline);
   ASSERT_EQ(gate_.held(), 2U);
@@ -502,8 +230,8 @@ TEST_F(FetchFromDiskTest, WhatNobodyWaitsForIsCancelledOnTheDisk) {
   StartHeld();
   const NamespaceRef ns = Prepare();
   gate_.LetCancel();
-  Events one;
-  Events other;
+  FetchEvents one;
+  FetchEvents other;
   FetchTicket first = Begin(ns, std::span(keys_).first(2), one);
   const FetchTicket second = Begin(ns, std::span(keys_).subspan(1, 1), other);
   ASSERT_EQ(gate_.held(), 2U);
@@ -521,8 +249,8 @@ TEST_F(FetchFromDiskTest, WhatNobodyWaitsForIsCancelledOnTheDisk) {
 TEST_F(FetchFromDiskTest, WhoComesWhileAReadIsBeingCancelledGetsItAnew) {
   StartHeld();
   const NamespaceRef ns = Prepare();
-  Events one;
-  Events other;
+  FetchEvents one;
+  FetchEvents other;
   FetchTicket first = Begin(ns, std::span(keys_).first(1), one);
   first.Cancel();
   const FetchTicket second = Begin(ns, std::span(keys_).first(1), other);
@@ -541,7 +269,7 @@ TEST_F(FetchFromDiskTest, WhatIsPurgedWhileItIsReadIsAMiss) {
   StartHeld(1,
             [](TieredStoreOptions& options) { options.disk->promotion_bytes_max = 2ULL * 4096; });
   const NamespaceRef ns = Prepare();
-  Events events;
+  FetchEvents events;
   const FetchTicket ticket = Begin(ns, std::span(keys_).first(4), events);
   ASSERT_TRUE(store_->Purge(ns.fingerprint()).ok());
   gate_.Open();
@@ -559,12 +287,12 @@ TEST_F(FetchFromDiskTest, FetchesOfManyThreadsComeBackRight) {
   gate_.Open();
   std::vector<std::thread> threads;
   // What is being told while it is cancelled ends afterwards.
-  std::vector<Events> told(std::size_t{4} * 50);
+  std::vector<FetchEvents> told(std::size_t{4} * 50);
   for (std::uint32_t t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (std::uint32_t round = 0; round < 50; ++round) {
         const auto keys = std::span(keys_).subspan((t * 13 + round * 7) % 56, 8);
-        Events& events = told[t * 50 + round];
+        FetchEvents& events = told[t * 50 + round];
         FetchTicket ticket = Begin(ns, keys, events);
         if (round % 5 == 0) {
           ticket.Cancel();
