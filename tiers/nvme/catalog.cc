@@ -11,6 +11,7 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "base/status_macros.h"
 #include "base/units.h"
 #include "tiers/nvme/catalog_directory.h"
+#include "tiers/nvme/catalog_log.h"
 
 namespace kavern::tiers {
 namespace {
@@ -73,36 +75,21 @@ rocksdb::Options Tuned(rocksdb::Env* env) {
   return options;
 }
 
-// The records of one block of a log; none crosses a block's end.
-bool HasReusedRecord(const rocksdb::Slice& block) {
-  constexpr std::size_t kHeaderBytes = 7;  // checksum, length, type
-  constexpr int kReusedFirst = 5;
-  constexpr int kReusedLast = 8;
-  for (std::size_t at = 0; at + kHeaderBytes <= block.size();) {
-    const std::size_t length = absl::little_endian::Load16(block.data() + at + 4);
-    const int type = static_cast<unsigned char>(block[at + 6]);
-    if (type >= kReusedFirst && type <= kReusedLast) return true;
-    at += kHeaderBytes + length;
-  }
-  return false;
-}
-
 // Where log files are reused, RocksDB takes a record of the former log for the end of the present
 // one. We never reuse any, but a single flipped bit in a record's type makes it one of those, and
 // all behind it would be lost without a word.
 absl::Status CheckLogs(const std::string& path, rocksdb::Env* env) {
-  constexpr std::size_t kBlockBytes = 32768;
   std::vector<std::string> names;
   if (!env->GetChildren(path, &names).ok()) return absl::OkStatus();
-  std::vector<char> memory(kBlockBytes);
+  std::vector<char> memory(kLogBlockBytes);
   for (const std::string& name : names) {
     if (!absl::EndsWith(name, ".log")) continue;
     std::unique_ptr<rocksdb::SequentialFile> file;
     // What cannot be read RocksDB will say.
     if (!env->NewSequentialFile(absl::StrCat(path, "/", name), &file, {}).ok()) continue;
     rocksdb::Slice block;
-    while (file->Read(kBlockBytes, &block, memory.data()).ok() && !block.empty()) {
-      if (HasReusedRecord(block)) {
+    while (file->Read(kLogBlockBytes, &block, memory.data()).ok() && !block.empty()) {
+      if (HasReusedRecord(std::as_bytes(std::span(block.data(), block.size())))) {
         return absl::DataLossError(absl::StrCat("catalog: ", name, ": a record of a damaged type"));
       }
     }
