@@ -2,6 +2,7 @@
 #ifndef KAVERN_TESTS_UNIT_TIERS_FETCH_FIXTURE_H_
 #define KAVERN_TESTS_UNIT_TIERS_FETCH_FIXTURE_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -131,9 +132,8 @@ class FetchEvents {
  public:
   FetchSink Sink() {
     return [this](FetchEvent event) {
+      EXPECT_FALSE(inside_.exchange(true)) << "events of one fetch overlap";
       MutexLock lock(mu_);
-      EXPECT_FALSE(inside_) << "events of one fetch overlap";
-      inside_ = true;
       EXPECT_FALSE(over_) << "an event after the last";
       over_ = event.last;
       events_.push_back(std::move(event));
@@ -173,11 +173,11 @@ class FetchEvents {
   }
 
   const SteadyTime give_up_ = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  std::atomic<bool> inside_ = false;
   mutable Mutex mu_;
   CondVar changed_;
   std::deque<FetchEvent> events_ KAVERN_GUARDED_BY(mu_);
   std::size_t answered_before_ KAVERN_GUARDED_BY(mu_) = 0;
-  bool inside_ KAVERN_GUARDED_BY(mu_) = false;
   bool over_ KAVERN_GUARDED_BY(mu_) = false;
 };
 
