@@ -9,10 +9,12 @@
 //
 // KAVERN_BIT_FLIP_STRIDE=1 flips every bit where a sample is taken otherwise.
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 
+#include "absl/base/internal/endian.h"
 #include "absl/strings/str_cat.h"
 #include "base/copy_and_checksum.h"
 #include "gtest/gtest.h"
@@ -20,6 +22,7 @@
 #include "tests/fakes/temp_directory.h"
 #include "tests/unit/tiers/store_fixture.h"
 #include "tiers/nvme/catalog.h"
+#include "tiers/nvme/catalog_log.h"
 
 namespace kavern::tiers {
 namespace {
@@ -322,6 +325,24 @@ TEST_F(BitFlip, AFileOfTheCatalogLosesNothing) {
   }
   EXPECT_EQ(kinds, (std::set<std::string>{"KAVERN", "CURRENT", "IDENTITY", "MANIFEST", "OPTIONS",
                                           ".log", ".sst"}));
+}
+
+TEST_F(BitFlip, ZerosWithinALogOfTheCatalogLoseNothing) {
+  constexpr std::size_t kHeaderBytes = 7;
+  int zeroed = 0;
+  for (const auto& [name, bytes] : Rest().catalog) {
+    if (!name.ends_with(".log")) continue;
+    ASSERT_LE(bytes.size(), kLogBlockBytes) << "records are looked for in the first block only";
+    for (std::size_t begin = 0, end = 0; begin + kHeaderBytes <= bytes.size(); begin = end) {
+      end = begin + kHeaderBytes + absl::little_endian::Load16(bytes.data() + begin + 4);
+      if (end >= bytes.size()) break;  // the last one: a log that was cut short
+      Files files = Rest().catalog;
+      std::fill(files[name].begin() + begin, files[name].begin() + end, std::byte{0});
+      ExpectLost(Copied(), files, {}, "catalog_zeros", begin);
+      ++zeroed;
+    }
+  }
+  EXPECT_GT(zeroed, 0);
 }
 
 }  // namespace

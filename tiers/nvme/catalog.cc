@@ -77,7 +77,8 @@ rocksdb::Options Tuned(rocksdb::Env* env) {
 
 // Where log files are reused, RocksDB takes a record of the former log for the end of the present
 // one. We never reuse any, but a single flipped bit in a record's type makes it one of those, and
-// all behind it would be lost without a word.
+// all behind it would be lost without a word. So would what follows a record of zeros in its block:
+// RocksDB takes that for space that was reserved.
 absl::Status CheckLogs(const std::string& path, rocksdb::Env* env) {
   std::vector<std::string> names;
   if (!env->GetChildren(path, &names).ok()) return absl::OkStatus();
@@ -87,11 +88,11 @@ absl::Status CheckLogs(const std::string& path, rocksdb::Env* env) {
     std::unique_ptr<rocksdb::SequentialFile> file;
     // What cannot be read RocksDB will say.
     if (!env->NewSequentialFile(absl::StrCat(path, "/", name), &file, {}).ok()) continue;
+    CatalogLogCheck check;
     rocksdb::Slice block;
     while (file->Read(kLogBlockBytes, &block, memory.data()).ok() && !block.empty()) {
-      if (HasReusedRecord(std::as_bytes(std::span(block.data(), block.size())))) {
-        return absl::DataLossError(absl::StrCat("catalog: ", name, ": a record of a damaged type"));
-      }
+      const auto wrong = check.Next(std::as_bytes(std::span(block.data(), block.size())));
+      if (!wrong.empty()) return absl::DataLossError(absl::StrCat("catalog: ", name, ": ", wrong));
     }
   }
   return absl::OkStatus();
