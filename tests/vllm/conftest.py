@@ -45,6 +45,16 @@ def many_small(tmp_path_factory):
 
 
 @pytest.fixture
+def scheduler(daemon, request):
+    """A scheduler's half, played by hand, of a model of its own."""
+    from played_scheduler import Scheduler
+
+    scheduler = Scheduler(daemon, request.node.name)
+    yield scheduler
+    scheduler.side.close()
+
+
+@pytest.fixture
 def empty_daemon(tmp_path_factory):
     """A daemon that holds nothing yet: the first block stored lies in its first slot."""
     with _running_daemon(tmp_path_factory.mktemp("daemon")) as daemon:
