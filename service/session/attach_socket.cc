@@ -10,6 +10,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -37,6 +38,11 @@ absl::StatusOr<sockaddr_un> Address(const std::string& path) {
 absl::StatusOr<UniqueFd> LockPath(const std::string& path) {
   const std::string lock_path = path + ".lock";
   UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!lock.valid() && errno == ENOENT) {
+    return absl::NotFoundError(absl::StrCat(
+        "listen.socket: the directory ", std::filesystem::path(path).parent_path().string(),
+        " does not exist; make it, or name a socket in another"));
+  }
   if (!lock.valid()) return ErrnoStatus(errno, absl::StrCat("open of ", lock_path));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/unit/service/attach_test_client.h"
 
@@ -75,6 +76,13 @@ TEST_F(AttachSocketTest, AFileThatIsNoSocketIsLeftAlone) {
 
 // Eight daemons start on one stale socket at once. Exactly one may have it, and must still be
 // reachable.
+TEST_F(AttachSocketTest, ADirectoryThatIsNotThereIsNamed) {
+  const absl::Status status = ListeningSocket::Create(path_ + ".none/socket", 0600, "").status();
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("the directory " + path_ + ".none does not exist"));
+}
+
 TEST_F(AttachSocketTest, OfManyThatStartAtOnceExactlyOneListens) {
   for (int round = 0; round < 20; ++round) {
     std::vector<ListeningSocket> sockets(8);
