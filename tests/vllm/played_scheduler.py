@@ -61,6 +61,7 @@ class Scheduler:
         vllm_config = SimpleNamespace(
             kv_events_config=None,
             weight_transfer_config=weight_transfer,
+            lora_config=None,
             parallel_config=SimpleNamespace(worker_extension_cls=worker_extension),
         )
         self.side = SchedulerSide(options, vllm_config, cache_config)

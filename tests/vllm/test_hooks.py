@@ -238,6 +238,35 @@ def test_a_reset_while_the_daemon_hangs_holds_no_step(tmp_path):
     daemon.stop()
 
 
+def test_a_daemon_that_comes_back_with_another_tenant_is_used_again(tmp_path):
+    daemon = Daemon(tmp_path, ram="64MiB")
+    daemon.start()
+    scheduler = Scheduler(daemon, "tenants")
+    running = Request("running", range(17))
+    scheduler.admit(running)
+    scheduler.step((running, 8))
+    daemon.stop()
+    daemon.more = f"tenants:\n  - name: other\n    uids: [{os.getuid()}]\n"
+    daemon.start()
+    give_up = time.monotonic() + 30
+    while scheduler.side._link._tenant != "other":
+        assert time.monotonic() < give_up
+        scheduler.step()
+    # Keys of the request that ran are the former tenant's.
+    assert scheduler.step((running, 8)).saves == []
+    assert "another tenant" in scheduler.side._requests.get("running").why_not
+    store(scheduler, daemon, range(17), 4)
+    assert scheduler.admit(Request("later", range(17))) == 16
+    scheduler.side.close()
+    daemon.stop()
+
+
+def test_lookups_that_were_left_out_for_want_of_a_daemon_are_counted(scheduler):
+    scheduler.side._link.breaker.trouble()
+    assert scheduler.admit(Request("a", range(17))) == 0
+    assert scheduler.side.stats.take().data["lookups_without_daemon"] == 1
+
+
 def test_ranks_are_merged_so_that_no_failure_is_lost():
     merged = StepReport({"a"}, {"b"}, False, True).aggregate(StepReport({"d"}, set(), True, False))
     assert merged == StepReport({"a", "d"}, {"b"}, True, True)

@@ -9,6 +9,7 @@ from kavern.vllm.adapters import Adapters
 from kavern.vllm.identity import GroupTensors, layers_by_name
 from kavern.vllm.messages import Handshake
 from played_scheduler import Request, Scheduler, store
+from vllm.lora.request import LoRARequest
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def test_salts_adapters_and_images_separate_conversations(scheduler, daemon, tmp
     tokens = range(900, 917)
     store(scheduler, daemon, tokens, 4)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    adapter = SimpleNamespace(lora_path=str(tmp_path), lora_int_id=1)
+    adapter = lora(tmp_path)
     image = SimpleNamespace(identifier="image", mm_position=SimpleNamespace(offset=5, length=3))
     assert scheduler.admit(Request("plain", tokens)) == 16
     assert scheduler.admit(Request("salted", tokens, cache_salt="s")) == 0
@@ -28,8 +29,8 @@ def test_salts_adapters_and_images_separate_conversations(scheduler, daemon, tmp
     assert scheduler.admit(Request("seeing", tokens, mm_features=[image])) == 4  # the block before the image is shared
 
 
-def lora(path, number: int = 1):
-    return SimpleNamespace(lora_path=str(path), lora_int_id=number)
+def lora(path, number: int = 1, **more):
+    return LoRARequest("adapter", number, str(path), **more)
 
 
 def adapter_at(path, weights: bytes):
@@ -43,10 +44,42 @@ def test_an_adapter_is_its_content(scheduler, tmp_path):
     scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
     saved = []
     for number, path in enumerate(adapters):
-        request = Request(f"request {number}", range(9), lora_request=lora(path, number))
+        request = Request(f"request {number}", range(9), lora_request=lora(path, number + 1))
         scheduler.admit(request)
         saved.append(scheduler.step((request, 9)).saves[0].keys)
     assert saved[0] == saved[2] != saved[1]
+
+
+def test_what_an_adapter_does_is_how_the_engine_applies_it(tmp_path):
+    path = adapter_at(tmp_path / "adapter", b"weights")
+    keys = [
+        Adapters("all modules", may_be_replaced=False).key(lora(path)),
+        Adapters("o_proj only", may_be_replaced=False).key(lora(path)),
+        Adapters("all modules", may_be_replaced=False).key(lora(path, is_3d_lora_weight=True)),
+    ]
+    assert len(set(keys)) == 3
+    assert Adapters("all modules", may_be_replaced=False).key(lora(path, 2)) == keys[0]
+
+
+# The engine goes on with the adapter that it loaded first for a number.
+def test_adapters_that_share_a_number_are_not_cached_any_more(scheduler, tmp_path):
+    first, second = (adapter_at(tmp_path / name, name.encode()) for name in ("first", "second"))
+    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
+    running = Request("running", range(17), lora_request=lora(first))
+    other = Request("other", range(17), lora_request=lora(second))
+    scheduler.admit(running)
+    assert len(scheduler.step((running, 8)).saves) == 1
+    scheduler.admit(other)
+    assert scheduler.step((running, 8), (other, 8)).saves == []
+    assert "two adapters have the number 1" in scheduler.side._requests.get("running").why_not
+
+
+def test_an_adapter_that_is_read_anew_is_not_cached_any_more(scheduler, tmp_path):
+    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
+    path = adapter_at(tmp_path / "adapter", b"weights")
+    request = Request("a", range(17), lora_request=lora(path, load_inplace=True))
+    scheduler.admit(request)
+    assert scheduler.step((request, 8)).saves == []
 
 
 # The engine reads an adapter's files at a time of its own: what it has then is not what lies there now.
@@ -96,17 +129,27 @@ def test_adapters_that_can_be_replaced_at_run_time_are_not_cached(scheduler, tmp
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in scheduler.side.finished(request)["kavern"]["miss"]
 
 
-def test_what_clients_call_their_images_is_not_shared_with_other_engines(daemon):
-    tokens, saved = range(900, 917), []
-    for name in ("image-0", "image-0", "ab" * 32, "ab" * 32):
-        scheduler = Scheduler(daemon, "images")
-        image = SimpleNamespace(identifier=name, mm_position=SimpleNamespace(offset=0, length=3))
-        request = Request("a", tokens, mm_features=[image])
-        scheduler.admit(request)
-        saved.append(scheduler.step((request, 17)).saves[0].keys)
-        scheduler.side.close()
-    assert saved[0] != saved[1]
-    assert saved[2] == saved[3]
+def keys_with_image(daemon, name: str, **options) -> list[bytes]:
+    """Of an engine of its own."""
+    scheduler = Scheduler(daemon, "images", **options)
+    image = SimpleNamespace(identifier=name, mm_position=SimpleNamespace(offset=0, length=3))
+    request = Request("a", range(900, 917), mm_features=[image])
+    scheduler.admit(request)
+    keys = scheduler.step((request, 17)).saves[0].keys
+    scheduler.side.close()
+    return keys
+
+
+# Whatever it looks like: a client may know the hash of another image, and vLLM hashes names, too.
+@pytest.mark.parametrize("name", ["image-0", "ab" * 32])
+def test_what_clients_call_their_images_is_not_shared_with_other_engines(daemon, name):
+    assert keys_with_image(daemon, name) != keys_with_image(daemon, name)
+
+
+def test_where_no_client_names_images_they_are_shared(daemon):
+    keys = keys_with_image(daemon, "ab" * 32, trust_media_names=True)
+    assert keys == keys_with_image(daemon, "ab" * 32, trust_media_names=True)
+    assert keys != keys_with_image(daemon, "cd" * 32, trust_media_names=True)
 
 
 def test_a_reset_leaves_what_was_stored_to_others(scheduler, daemon):

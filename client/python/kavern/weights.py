@@ -95,10 +95,8 @@ def cached_snapshot(repository: str, revision: str | None = None, cache_dir: str
 
 def _file_digest(file: pathlib.Path) -> str:
     """SHA-256 of a file. Large ones are read once: the digest is remembered until the file changes."""
+    # The Hugging Face cache names large files by their SHA-256, which is what they were when they came.
     real = file.resolve()
-    # The Hugging Face cache names large files by their SHA-256.
-    if len(real.name) == 64 and set(real.name) <= set("0123456789abcdef"):
-        return real.name
     stat = real.stat()
     key = f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
     remembered = _memory() / hashlib.sha256(key.encode()).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ logger = logging.getLogger("vllm.kavern")
 _NAME, _PRIORITY, _TTL = "kavern.conversation", "kavern.priority", "kavern.ttl_s"
 _NAME_BYTES_MAX = 240  # the daemon's limit, less what scoping adds
 _PRIORITY_DEFAULT = 50
+_TTL_MAX_S = 1e12  # an integer of JSON may be more than any float
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def wish_of(params: Mapping[str, Any] | None, salt: str | None) -> Wish | None:
         raise ValueError(f"{_NAME}: got {_shown(name)}, expected a string of 1 to {_NAME_BYTES_MAX} bytes")
     if priority is not None and (type(priority) is not int or not 0 <= priority <= 100):
         raise ValueError(f"{_PRIORITY}: got {_shown(priority)}, expected an integer from 0 to 100")
-    if ttl_s is not None and (type(ttl_s) not in (int, float) or not 0 < ttl_s < math.inf):
+    if ttl_s is not None and (type(ttl_s) not in (int, float) or not 0 < ttl_s < _TTL_MAX_S):
         raise ValueError(f"{_TTL}: got {_shown(ttl_s)}, expected seconds above 0")
     return Wish(_scoped(name, salt), priority, None if ttl_s is None else float(ttl_s))
 

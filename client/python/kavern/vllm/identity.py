@@ -16,6 +16,33 @@ from kavern import InvalidArgumentError, UnimplementedError
 from kavern.vllm.settings import TRIED_VERSIONS
 from kavern.weights import process_start_ns, short_name, weights_revision
 
+# Fields of vLLM's configurations that change no KV: names and places, sampling, memory, speed. All others are in the
+# identity, those of a later release too: a needless miss, where a list of what matters would make a wrong hit.
+_HARMLESS = {
+    # Weights, configuration and revision are told by their content, and multimodal_config by itself.
+    "model_config": """
+        model model_weights hf_config hf_text_config hf_config_path hf_overrides hf_token revision served_model_name
+        tokenizer tokenizer_mode tokenizer_revision skip_tokenizer_init allowed_local_media_path allowed_media_domains
+        seed generation_config override_generation_config logits_processors return_sampling_mask max_logprobs logprobs_mode
+        use_fp64_gumbel enable_trace_replay io_processor_plugin renderer_num_workers pooler_config multimodal_config
+        enforce_eager disable_cascade_attn enable_prompt_embeds allow_deprecated_quantization spec_target_max_model_len
+        enable_sleep_mode sleep_preserve_parameter_names sleep_mode_backend sleep_mode_offload_cudagraph
+        enable_nccl_comm_suspend enable_cumem_allocator
+    """,
+    "cache_config": """
+        block_size user_specified_block_size _block_size_resolved hash_block_size effective_attention_block_size
+        cache_hit_alignment_tokens prefix_match_unit enable_prefix_caching prefix_caching_hash_algo
+        prefix_cache_retention_interval gpu_memory_utilization num_gpu_blocks_override num_gpu_blocks num_cpu_blocks
+        kv_cache_memory_bytes kv_cache_size_tokens kv_cache_max_concurrency kv_offloading_size kv_offloading_backend
+    """,
+    "attention_config": "",
+    "multimodal_config": """
+        limit_per_prompt mm_processor_cache_gb mm_processor_cache_type mm_hasher_algorithm mm_shm_cache_max_object_size_mb
+        interleave_mm_strings skip_mm_profiling mm_tensor_ipc mm_ipc_gpu_memory_gb
+    """,
+    "lora_config": "max_lora_rank max_loras max_cpu_loras specialize_active_lora max_lora_cls_labels",
+}
+
 # kavern's name for torch's. FP8 caches come as bytes; what they mean is in the engine's layout.
 _DTYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float32", "uint8": "int8", "int8": "int8"}
 _DTYPES |= {"float8_e4m3fn": "float8_e4m3", "float8_e5m2": "float8_e5m2"}
@@ -107,6 +134,10 @@ def check_supported(vllm_config) -> None:
         raise UnimplementedError("ranks on several nodes: their shards would lie in several daemons, and no block be whole")
     if vllm_config.speculative_config is not None:
         raise UnimplementedError("speculative decoding: KV of draft layers is not supported")
+    if vllm_config.diffusion_config is not None:
+        raise UnimplementedError("diffusion_config: models that compute a token more than once are not supported")
+    if getattr(vllm_config.model_config.multimodal_config, "mm_encoder_fp8_scale_path", None):
+        raise UnimplementedError("mm_encoder_fp8_scale_path: scales from a file are not supported")
     layers = getattr(vllm_config.model_config.hf_text_config, "num_hidden_layers", None)
     if parallel.pipeline_parallel_size > 1 and (layers is None or layers % parallel.pipeline_parallel_size != 0):
         raise UnimplementedError(
@@ -153,8 +184,8 @@ def identity_of(vllm_config, groups: list[GroupTensors], layouts: list[kavern.Te
     dtype = _DTYPES[dtypes.pop()]
     described = tuple(_describe(group, layout) for group, layout in zip(groups, layouts))
     hf = model.hf_text_config.to_dict()
-    # Everything that changes the bytes and has no field of its own. Readable, so that two engines that do not share can
-    # be compared.
+    # Everything that changes the bytes and has no field of its own. What is no digest is readable, so that two engines
+    # that do not share can be compared.
     packing = {
         "vllm": vllm_version,
         "backends": sorted({_backend(vllm_config, name) for group in groups for name in group.layer_names}),
@@ -163,14 +194,17 @@ def identity_of(vllm_config, groups: list[GroupTensors], layouts: list[kavern.Te
         "block_shapes": [[list(t.shape[1:]), _order(t)] for group in groups for t in group.tensors[:1]],
         # Some models scale positions by how long a sequence may become.
         "max_model_len": model.max_model_len,
-        "multimodal": [
-            str(getattr(model.multimodal_config, name, None))
-            for name in ("mm_processor_kwargs", "media_io_kwargs", "mm_encoder_attn_dtype", "video_pruning_rate")
-        ],
         "tp": parallel.tensor_parallel_size,
         "pp": parallel.pipeline_parallel_size,
         # With every override of the command line in it; of a multimodal model its other half, too.
         "config": [_digest(_without_names(config)) for config in (hf, model.hf_config.to_dict())],
+        "options": [
+            options_digest("model_config", model),
+            options_digest("cache_config", cache),
+            options_digest("attention_config", vllm_config.attention_config),
+            options_digest("multimodal_config", model.multimodal_config),
+            _digest(vllm_config.additional_config),
+        ],
     }
     rope = {key: value for key, value in hf.items() if "rope" in key or key in ("max_position_embeddings",)}
     identity = Identity(
@@ -198,6 +232,19 @@ def identity_of(vllm_config, groups: list[GroupTensors], layouts: list[kavern.Te
                 f"{groups[number].spec}"
             )
     return identity
+
+
+def options_digest(name: str, config: Any) -> str:
+    """Of what a configuration of vLLM says, but for what changes no KV. Raises UnimplementedError where it holds an object of
+    which nobody knows what it says."""
+    from vllm.config.utils import get_hash_factors
+
+    if config is None:
+        return ""
+    try:
+        return _digest(get_hash_factors(config, set(_HARMLESS[name].split())))
+    except TypeError as error:
+        raise UnimplementedError(f"{name}: {error}") from error
 
 
 def _part_bytes(identity: Identity) -> list[int]:

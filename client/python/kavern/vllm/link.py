@@ -55,6 +55,7 @@ class Link:
 
     def __init__(self, settings, name: str):
         self._settings = settings
+        self._name = name
         self.breaker = Breaker()
         self._client = kavern.Client(
             settings.address,
@@ -67,6 +68,8 @@ class Link:
         )
         self._spec = None
         self._namespace = None
+        self._tenant = ""  # of the namespace
+        self._was_attached = False
         self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="kavern-open")
         self._opening: concurrent.futures.Future | None = None  # of _spec
         self._retry_at = 0.0
@@ -84,6 +87,20 @@ class Link:
                 pass  # said by namespace()
         self._open(max(wait_s, self.OPEN_PATIENCE_S))
 
+    def poll(self) -> bool:
+        """Once a step. Whether all keys are others from now on: the daemon came back with another tenant for this process."""
+        connection = self._client.connection
+        if connection.attached and not self._was_attached:
+            logger.info("Kavern: %s attached to %s as tenant %s", self._name, self._settings.address, connection.tenant)
+        elif self._was_attached and not connection.attached:
+            logger.warning("Kavern: %s goes on without the daemon, which is away", self._name)
+        self._was_attached = connection.attached
+        if not connection.attached or self._namespace is None or connection.tenant == self._tenant:
+            return False
+        logger.warning("Kavern: the daemon came back with another tenant, %s, which shares nothing", connection.tenant)
+        self.use(self._spec)
+        return True
+
     def namespace(self) -> kavern.Namespace | None:
         """None while the daemon has never been there. Keys are unknown until then: the tenant is part of them."""
         if self._namespace is None and self._spec is not None:
@@ -95,19 +112,24 @@ class Link:
         if self._opening is None:
             if time.monotonic() < self._retry_at:
                 return
-            self._opening = self._opener.submit(self._client.open_namespace, self._spec)
+            self._opening = self._opener.submit(self._open_as, self._spec)
         else:
             patience_s = 0.0  # waited for before
         if not concurrent.futures.wait([self._opening], patience_s).done:
             return
         try:
-            self._namespace = self._opening.result()
+            self._tenant, self._namespace = self._opening.result()
         except kavern.KavernError as error:
             self._retry_at = time.monotonic() + self.RETRY_S
             if not self._warned:
                 logger.warning("Kavern is not there yet, serving without it: %s", error)
             self._warned = True
         self._opening = None
+
+    def _open_as(self, spec: kavern.NamespaceSpec) -> tuple[str, kavern.Namespace]:
+        # Asked before: where the tenant changes meanwhile, poll() sees a difference that is none, and not the other way.
+        tenant = self._client.connection.tenant
+        return tenant, self._client.open_namespace(spec)
 
     @property
     def attached(self) -> bool:

@@ -12,6 +12,10 @@ COUNTERS = {
     "hit_tokens": ("vllm:kavern_hit_tokens", "Tokens of prompts that Kavern had and the engine had not."),
     "nvme_hit_tokens": ("vllm:kavern_nvme_hit_tokens", "Of these: tokens that were on NVMe when they were looked up."),
     "failed_tokens": ("vllm:kavern_failed_tokens", "Of hit tokens: those of loads that failed, in whole or in part."),
+    "lookups_without_daemon": (
+        "vllm:kavern_lookups_without_daemon",
+        "Lookups of prompts that were left out: the daemon was away, or had not answered a moment before.",
+    ),
     "load_bytes": ("vllm:kavern_load_bytes", "Bytes copied from Kavern into the engine's KV cache."),
     "load_seconds": ("vllm:kavern_load_seconds", "Time from the begin to the end of loads."),
     "loads": ("vllm:kavern_loads", "Loads that ended well."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 import kavern
 from kavern.vllm.adapters import Adapters
 from kavern.vllm.link import Link
-
-# What vLLM's hashers of multimodal inputs print (blake3, SHA-256, SHA-512).
-_HASH = re.compile("[0-9a-f]{64}|[0-9a-f]{128}")
 
 _AWAY = "the daemon is away"
 
@@ -39,11 +35,12 @@ class TrackedRequest:
 
 
 class Requests:
-    def __init__(self, link: Link, block_tokens: int):
+    def __init__(self, link: Link, block_tokens: int, adapters: Adapters, *, trust_media_names: bool):
         self._link = link
         self._block_tokens = block_tokens
-        self._names = secrets.token_bytes(16)  # in which this engine's clients name images
-        self._adapters = Adapters()
+        self._adapters = adapters
+        # In which this engine's clients name images: a name may look like a hash, and be given to two of them.
+        self._names = b"" if trust_media_names else secrets.token_bytes(16)
         self._tracked: dict[str, TrackedRequest] = {}
 
     def get(self, request_id: str) -> TrackedRequest | None:
@@ -58,9 +55,9 @@ class Requests:
             elif request.resumable:
                 tracked.why_not = "streamed input is not cached"
             elif request.lora_request is not None:
-                tracked.why_not = self._adapters.why_not(request.lora_request.lora_path)
+                tracked.why_not = self._adapters.why_not(request.lora_request)
                 if not tracked.why_not:
-                    tracked.adapter = self._adapters.key(request.lora_request.lora_path)
+                    tracked.adapter = self._adapters.key(request.lora_request)
         return tracked
 
     def end(self, request_id: str) -> TrackedRequest | None:
@@ -72,7 +69,7 @@ class Requests:
 
     def start_chain(self, tracked: TrackedRequest) -> bool:
         """Whether there is a chain; where not (yet), or no more, `why_not` says why."""
-        if tracked.adapter and (why_not := self._adapters.why_not(tracked.request.lora_request.lora_path)):
+        if tracked.adapter and (why_not := self._adapters.why_not(tracked.request.lora_request)):
             tracked.give_up(why_not)
         if tracked.chain is None and tracked.why_not in ("", _AWAY):
             namespace = self._link.namespace()
@@ -104,10 +101,5 @@ class Requests:
         for feature in request.mm_features or ():
             offset = feature.mm_position.offset
             if offset < end and begin < offset + feature.mm_position.length:
-                keys.append(b"mm\0%d\0%s" % (offset - begin, self._content_of(feature)))
+                keys.append(b"mm\0%d\0%s\0%s" % (offset - begin, self._names, feature.identifier.encode()))
         return keys
-
-    def _content_of(self, feature) -> bytes:
-        """vLLM's hash of an image, or what a client calls it: others may call other images so."""
-        name = feature.identifier.encode()
-        return name if _HASH.fullmatch(feature.identifier) else b"name\0" + self._names + name

@@ -9,6 +9,7 @@ from typing import Any
 
 import kavern
 from kavern.vllm import identity as identities
+from kavern.vllm.adapters import Adapters
 from kavern.vllm.conversations import Teller, wish_of
 from kavern.vllm.events import KvEvents
 from kavern.vllm.link import Link
@@ -50,7 +51,10 @@ class SchedulerSide:
         self._null_page = 0
         self._fences = False  # workers copy pages after their step
         self._blocks_per_step = _BLOCKS_PER_STEP
-        self._requests = Requests(self._link, self._block_tokens)
+        adapters = Adapters(identities.options_digest("lora_config", vllm_config.lora_config))
+        self._requests = Requests(
+            self._link, self._block_tokens, adapters, trust_media_names=settings.trust_media_names
+        )
         self._loads: list[Load] = []
         self._teller = Teller(settings.load_timeout_s)
         self._events = _kv_events(vllm_config, kv_cache_config, self._block_tokens)
@@ -85,7 +89,11 @@ class SchedulerSide:
         logger.info("Kavern: cache reset, a fresh namespace from here on (epoch %d)", self._epoch)
         if self._identity is not None:
             self._link.use(self._identity.spec(self._epoch))
-        self._requests.give_up_all("the cache was reset while the request ran")
+        self._forget("the cache was reset while the request ran")
+
+    def _forget(self, why: str) -> None:
+        """What requests that run have stored so far has keys of another namespace than this engine's."""
+        self._requests.give_up_all(why)
         if self._events is not None:
             self._events.forget()
 
@@ -126,10 +134,9 @@ class SchedulerSide:
             return "the request does not read caches"
         if state.load_failed:
             return "a load failed"  # another try could fail as well, for ever
-        if not self._link.breaker.closed:
-            return "the daemon does not answer"
-        if not self._link.attached:
-            return "the daemon is away"
+        if not self._link.breaker.closed or not self._link.attached:
+            self.stats.add("lookups_without_daemon")
+            return "the daemon is away" if self._link.breaker.closed else "the daemon does not answer"
         return "" if self._requests.start_chain(state) else state.why_not
 
     def allocated(self, request, blocks, external_tokens: int) -> None:
@@ -163,6 +170,8 @@ class SchedulerSide:
     # ---- Every step ----
 
     def plan(self, output) -> StepPlan:
+        if self._link.poll():
+            self._forget("the daemon came back with another tenant while the request ran")
         for outcome in self._teller.take_outcomes():
             self.stats.add(outcome)
         plan = StepPlan(epoch=self._epoch, idle=not output.num_scheduled_tokens, loads=self._loads)

@@ -29,6 +29,9 @@ class Settings:
     follow_plan: bool = False
     # Compare what is loaded with its checksum. Off is for measuring what it costs.
     verify_checksums: bool = True
+    # No client of this engine names images, videos or sounds by itself (`uuid`): names are hashes, and blocks behind them are
+    # shared with other engines and with this one's next life.
+    trust_media_names: bool = False
     # How long the engine's start waits for the daemon, before it serves without it.
     attach_timeout_s: float = 2.0
     # KV caches on a GPU: saves on their way to memory of this machine, of each worker. What is beyond is offered later.

@@ -178,6 +178,8 @@ class WorkerSide:
         if self._paged is not None:
             self._paged.give_up()  # of a step that ended in the middle
         self._follow(plan.epoch)
+        if self._link.poll() and self._paged is not None:
+            self._end_copies()
         self._open()
         if self._device is not None and self._under_way:
             self._take_results()  # what was loaded goes on to the device beside the forward pass
