@@ -50,7 +50,7 @@ T Take(absl::StatusOr<T> result) {
 using Keys = std::vector<nb::bytes>;
 std::vector<BlockKey> KeysOf(const Keys& keys);
 nb::bytes BytesOf(const BlockKey& key);
-nb::list ListOf(std::span<const BlockKey> keys);
+nb::typed<nb::list, nb::bytes> ListOf(std::span<const BlockKey> keys);
 
 // Seconds; none: the client's own deadline. ValueError when it is not positive.
 using Deadline = std::optional<double>;

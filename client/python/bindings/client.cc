@@ -78,7 +78,10 @@ StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb
   return request;
 }
 
-StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+// For every key an array or a list of them.
+using Buffers = nb::typed<nb::sequence, nb::object>;
+
+StoreResult Store(NamespaceHandle& handle, const Keys& keys, const Buffers& buffers,
                   const std::optional<nb::bytes>& parent, std::uint32_t shard, std::uint32_t group,
                   Deadline deadline, Durability durability) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
@@ -94,7 +97,7 @@ StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence&
   return Take(std::move(result));
 }
 
-FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const Buffers& buffers,
                       std::uint32_t shard, std::uint32_t group, Deadline deadline) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
   const auto pieces = PiecesOf<WritableArray>(buffers);
@@ -158,8 +161,11 @@ std::vector<std::string_view> MatchTiers(NamespaceHandle& handle, const Keys& ke
   return NamesOf(handle.ns->MatchTiers(block_keys, wait));
 }
 
+// Called with the progress; False ends the prefetch.
+using OnProgress = nb::typed<nb::callable, nb::object(PrefetchProgress)>;
+
 PrefetchProgress Prefetch(NamespaceHandle& handle, const Keys& keys, Deadline deadline,
-                          const std::optional<nb::callable>& on_progress) {
+                          const std::optional<OnProgress>& on_progress) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
   std::exception_ptr raised;
   PrefetchRequest request{block_keys, DeadlineOf(deadline)};
@@ -195,7 +201,7 @@ void BindResults(nb::module_& module) {
   nb::class_<FetchResult>(module, "FetchResult")
       .def_prop_ro(
           "errors", [](const FetchResult& result) { return BlockErrorsOf(result.codes); },
-          nb::sig("def errors(self) -> list[Exception | None]"),
+          nb::sig("def errors(self) -> list[KavernError | None]"),
           "One per key: None where its arrays hold the bytes stored, else why they hold rubbish: "
           "NotFoundError a miss, DataLossError a checksum that failed.")
       .def_prop_ro(
@@ -365,7 +371,9 @@ void BindClient(nb::module_& module) {
           "Lets go of the daemon once its namespaces and leases are gone, too. Within the deadline "
           "the daemon is told of leases that were given back; an attach under way ends first, "
           "which takes a second at most. Idempotent.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> Client"))
       .def(
           "__exit__",
           [](ClientHandle& handle, const nb::object&, const nb::object&, const nb::object&) {

@@ -54,7 +54,7 @@ void BindLayout(nb::module_& module) {
       .def_ro("window_tokens", &LayerGroup::window_tokens)
       .def_ro("latent_dim", &LayerGroup::latent_dim)
       .def_ro("state_bytes", &LayerGroup::state_bytes)
-      .def(nb::self == nb::self)
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const LayerGroup& group) {
              return std::tuple(static_cast<int>(group.kind), group.layer_count, group.kv_heads,
@@ -114,7 +114,7 @@ void BindLayout(nb::module_& module) {
           nb::arg("group") = 0, "Bytes of one part: what one key's buffers must hold.")
       .def_prop_ro("block_bytes", &KvLayout::BlockBytes, "Bytes of a block, all of its parts.")
       .def_prop_ro("bytes_per_token", &KvLayout::BytesPerToken)
-      .def(nb::self == nb::self)
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const KvLayout& layout) {
              return std::tuple(std::string(NameOf(layout.dtype)), layout.tokens_per_block,
@@ -165,7 +165,7 @@ void BindLayout(nb::module_& module) {
       .def_ro("rope", &NamespaceSpec::rope)
       .def_ro("engine_layout", &NamespaceSpec::engine_layout)
       .def_ro("epoch", &NamespaceSpec::epoch)
-      .def(nb::self == nb::self)
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const NamespaceSpec& spec) {
              return std::tuple(spec.model, spec.weights_revision, spec.adapter, spec.quantization,

@@ -99,7 +99,7 @@ void BindLeases(nb::module_& module) {
                 handle.With([&](FetchLease& lease) { return lease.status(i); });
             return status.ok() ? nb::none() : ExceptionOf(status);
           },
-          nb::arg("i"), nb::sig("def status(self, i: int) -> Exception | None"),
+          nb::arg("i"), nb::sig("def status(self, i: int) -> KavernError | None"),
           "None when the part of key i is readable, else the exception that says why not.")
       .def("__getitem__", &ViewPart, nb::arg("i"),
            "The part's bytes in shared memory as a read-only array of bytes, without a copy: "
@@ -137,7 +137,9 @@ void BindLeases(nb::module_& module) {
           "Releases now, and waits for the daemon's answer. DeadlineExceededError: it is told in "
           "the background; the lease is over all the same. BufferError while arrays of the leased "
           "memory are alive; FailedPreconditionError when it was released before.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> FetchLease"))
       .def(
           "__exit__",
           [](FetchLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,
@@ -220,7 +222,9 @@ void BindLeases(nb::module_& module) {
           "Gives back what was not committed. A daemon that does not answer by the deadline is "
           "told "
           "in the background. BufferError while arrays of the leased memory are alive.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> StoreLease"))
       .def(
           "__exit__",
           [](StoreLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,

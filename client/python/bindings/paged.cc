@@ -83,7 +83,7 @@ void BindPaged(nb::module_& module) {
           [](const PagedResult& result) -> nb::object {
             return result.status.ok() ? nb::none() : ExceptionOf(result.status);
           },
-          nb::sig("def error(self) -> Exception | None"), "Of the whole; None: none.")
+          nb::sig("def error(self) -> KavernError | None"), "Of the whole; None: none.")
       .def_prop_ro(
           "errors",
           [](const PagedResult& result) {
@@ -91,7 +91,7 @@ void BindPaged(nb::module_& module) {
             for (const auto& codes : result.codes) groups.append(BlockErrorsOf(codes));
             return groups;
           },
-          nb::sig("def errors(self) -> list[list[Exception | None]]"),
+          nb::sig("def errors(self) -> list[list[KavernError | None]]"),
           "Of a load: for every group and key None, or why its pages hold rubbish.")
       .def_prop_ro(
           "tiers",

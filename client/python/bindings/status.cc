@@ -63,8 +63,8 @@ nb::bytes BytesOf(const BlockKey& key) {
   return nb::bytes(key.bytes.data(), key.bytes.size());
 }
 
-nb::list ListOf(std::span<const BlockKey> keys) {
-  nb::list list;
+nb::typed<nb::list, nb::bytes> ListOf(std::span<const BlockKey> keys) {
+  nb::typed<nb::list, nb::bytes> list;
   for (const BlockKey& key : keys) list.append(BytesOf(key));
   return list;
 }
