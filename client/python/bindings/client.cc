@@ -331,7 +331,7 @@ void BindClient(nb::module_& module) {
           "gave, such as PermissionDeniedError.")
       .def("open_namespace", &OpenNamespace, nb::arg("spec"), nb::kw_only(),
            nb::arg("deadline") = nb::none(),
-           "UnavailableError when the client has never been attached.")
+           "UnavailableError when the client has never been attached: call wait_until_attached.")
       .def(
           "open_namespace_of_config",
           [](ClientHandle& handle, const nb::object& config, std::uint32_t tokens_per_block,
