@@ -60,16 +60,15 @@ NamespaceHandle OpenNamespace(ClientHandle& handle, const NamespaceSpec& spec, D
 
 void CheckBuffers(std::size_t keys, std::size_t buffers) {
   if (keys == buffers) return;
-  throw nb::value_error(("buffers: got " + std::to_string(buffers) + " entries, expected " +
-                         std::to_string(keys) + ", one for every key")
-                            .c_str());
+  Refuse("buffers: got " + std::to_string(buffers) + " entries, expected " + std::to_string(keys) +
+         ", one for every key");
 }
 
 StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb::bytes>& parent,
                        std::uint32_t shard, std::uint32_t group, Deadline deadline,
                        Durability durability) {
   StoreRequest request;
-  if (parent.has_value()) request.parent = KeysOf({*parent})[0];
+  if (parent.has_value()) request.parent = KeyOf("parent", *parent);
   request.keys = keys;
   request.shard = shard;
   request.group = group;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "client/python/bindings/bindings.h"
 
 namespace kavern::python {
@@ -17,10 +18,29 @@ std::string_view NameOf(KvDtype dtype) {
 NamespaceFingerprint FingerprintOf(const nb::bytes& bytes) {
   NamespaceFingerprint fingerprint;
   if (bytes.size() != fingerprint.bytes.size()) {
-    throw nb::value_error("fingerprint: expected 16 bytes");
+    Refuse(absl::StrCat("fingerprint: got ", bytes.size(), " bytes, expected ",
+                        fingerprint.bytes.size()));
   }
   std::memcpy(fingerprint.bytes.data(), bytes.c_str(), fingerprint.bytes.size());
   return fingerprint;
+}
+
+using Tokens = nb::typed<nb::sequence, int>;
+
+void Append(BlockKeyChain& chain, const Tokens& tokens) {
+  std::vector<std::uint32_t> ids;
+  if (!nb::try_cast(tokens, ids)) {
+    std::size_t i = 0;
+    for (const nb::handle token : tokens) {
+      if (std::uint32_t id = 0; !nb::try_cast(token, id)) {
+        Refuse(absl::StrCat("tokens[", i, "]: got ", nb::repr(token).c_str(), ", expected 0 to ",
+                            UINT32_MAX));
+      }
+      ++i;
+    }
+    Refuse("tokens: expected a sequence of token ids");
+  }
+  chain.Append(ids);
 }
 
 }  // namespace
@@ -108,7 +128,10 @@ void BindLayout(nb::module_& module) {
       .def(
           "part_bytes",
           [](const KvLayout& layout, std::uint32_t group) {
-            if (group >= layout.groups.size()) throw nb::index_error("group");
+            if (group >= layout.groups.size()) {
+              Refuse(absl::StrCat("group: got ", group, ", expected less than ",
+                                  layout.groups.size()));
+            }
             return layout.PartBytes(group);
           },
           nb::arg("group") = 0, "Bytes of one part: what one key's buffers must hold.")
@@ -188,17 +211,12 @@ void BindLayout(nb::module_& module) {
       .def(
           "__init__",
           [](BlockKeyChain* self, const nb::bytes& fingerprint, std::uint32_t tokens_per_block) {
-            if (tokens_per_block == 0) throw nb::value_error("tokens_per_block: expected above 0");
+            if (tokens_per_block == 0) Refuse("tokens_per_block: got 0, expected at least 1");
             new (self) BlockKeyChain(FingerprintOf(fingerprint), tokens_per_block);
           },
           nb::arg("fingerprint"), nb::arg("tokens_per_block"))
-      .def(
-          "append",
-          [](BlockKeyChain& chain, const std::vector<std::uint32_t>& tokens) {
-            chain.Append(tokens);
-          },
-          nb::arg("tokens"),
-          "Appends token ids. Every block that this completes gets its key; the rest waits.")
+      .def("append", &Append, nb::arg("tokens"),
+           "Appends token ids. Every block that this completes gets its key; the rest waits.")
       .def(
           "set_extra_keys",
           [](BlockKeyChain& chain, std::size_t block_index, const std::vector<nb::bytes>& extra) {
