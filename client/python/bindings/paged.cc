@@ -234,7 +234,16 @@ void BindPaged(nb::module_& module) {
           "Waits until nothing is under way; False: not in `deadline` seconds.")
       .def(
           "close",
-          [](PagedKvHandle& handle) {
+          [](PagedKvHandle& handle, Deadline deadline) {
+            const auto wait = DeadlineOf(deadline);
+            if (handle.paged != nullptr && deadline.has_value()) {
+              bool ended = false;
+              {
+                nb::gil_scoped_release unlocked;
+                ended = handle.paged->Drain(wait);
+              }
+              if (!ended) Check(absl::DeadlineExceededError("not closed: copies are under way"));
+            }
             std::unique_ptr<PagedKv> paged = std::move(handle.paged);
             {
               nb::gil_scoped_release unlocked;
@@ -242,7 +251,12 @@ void BindPaged(nb::module_& module) {
             }
             handle.tensors = nb::none();
           },
-          "Ends its threads; what is under way ends first. Not while another thread calls it.");
+          nb::arg("deadline") = nb::none(),
+          "Ends its threads. When it returns nothing reads or writes the tensors any more. None: "
+          "waits for the copies under way, of which each ends by load_deadline or store_deadline, "
+          "and drops loads that have not begun. With a deadline it waits for all of them; "
+          "DeadlineExceededError: they go on, and it is not closed. Not while another thread calls "
+          "it.");
 }
 
 }  // namespace kavern::python
