@@ -1,3 +1,4 @@
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,6 +29,11 @@ absl::StatusOr<Endpoint> ParseAddress(const std::string& address) {
     endpoint.shared_memory = true;
     endpoint.grpc_target = absl::StrCat("unix:", rest);
     endpoint.attach_path = absl::StrCat(rest, shm::kAttachSuffix);
+    if (endpoint.attach_path.size() >= sizeof(sockaddr_un::sun_path)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "address: got a path of ", rest.size(), " bytes, expected at most ",
+          sizeof(sockaddr_un::sun_path) - sizeof(shm::kAttachSuffix), ", what a socket can have"));
+    }
     return endpoint;
   }
   rest = address;

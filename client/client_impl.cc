@@ -75,7 +75,13 @@ absl::Status ClientImpl::WaitUntilAttached(std::chrono::milliseconds deadline) {
 absl::StatusOr<std::shared_ptr<Attachment>> ClientImpl::Attached() const {
   KAVERN_RETURN_IF_ERROR(CheckUsable());
   if (!shared_memory_) return std::shared_ptr<Attachment>();
-  return link_->Current();
+  absl::StatusOr<std::shared_ptr<Attachment>> attachment = link_->Current();
+  if (absl::IsUnavailable(attachment.status()) && link_->attach_count() == 0) {
+    return absl::UnavailableError(absl::StrCat(
+        "never attached to ", core_->options().address, " (", attachment.status().message(),
+        "): WaitUntilAttached, in Python wait_until_attached, is to be called first"));
+  }
+  return attachment;
 }
 
 absl::Status ClientImpl::Judge(const std::shared_ptr<Attachment>& attachment,

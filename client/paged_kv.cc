@@ -18,6 +18,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+absl::Status CheckAtLeastOne(const char* field, std::int64_t value) {
+  if (value >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, ": got ", value, ", expected at least 1"));
+}
+
 // Which layers the engine has written since stores were last gathered.
 class WrittenLayers {
  public:
@@ -124,13 +129,19 @@ class PagedKvImpl final : public PagedKv {
   }
 
   void Gather(std::chrono::milliseconds patience) override { GatherOf(TakeAll(), patience); }
-  void GatherStores(std::span<const std::uint64_t> ids,
-                    std::chrono::milliseconds patience) override {
-    GatherOf(Take(ids), patience);
+  absl::Status GatherStores(std::span<const std::uint64_t> ids,
+                            std::chrono::milliseconds patience) override {
+    KAVERN_ASSIGN_OR_RETURN(Stores stores, Take(ids));
+    GatherOf(std::move(stores), patience);
+    return absl::OkStatus();
   }
 
   void GiveUpStores() override { GiveUpOf(TakeAll()); }
-  void GiveUpStores(std::span<const std::uint64_t> ids) override { GiveUpOf(Take(ids)); }
+  absl::Status GiveUpStores(std::span<const std::uint64_t> ids) override {
+    KAVERN_ASSIGN_OR_RETURN(Stores stores, Take(ids));
+    GiveUpOf(std::move(stores));
+    return absl::OkStatus();
+  }
 
   std::vector<PagedResult> TakeResults(std::chrono::milliseconds patience) override {
     const Clock::time_point until = Clock::now() + patience;
@@ -259,9 +270,14 @@ class PagedKvImpl final : public PagedKv {
     return std::exchange(ungathered_, {});
   }
 
-  Stores Take(std::span<const std::uint64_t> ids) {
+  absl::StatusOr<Stores> Take(std::span<const std::uint64_t> ids) {
     Stores taken;
     MutexLock lock(mu_);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] >= 1 && ids[i] <= last_id_) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          "ids[", i, "]: got ", ids[i], ", expected the number of a store that was begun"));
+    }
     std::erase_if(ungathered_, [&](const std::shared_ptr<Begun>& store) {
       if (std::ranges::find(ids, store->job.id()) == ids.end()) return false;
       taken.push_back(store);
@@ -361,15 +377,15 @@ class PagedKvOfProcess final : public PagedKv {
   void Gather(std::chrono::milliseconds patience) override {
     if (CheckProcess().ok()) impl_->Gather(patience);
   }
-  void GatherStores(std::span<const std::uint64_t> ids,
-                    std::chrono::milliseconds patience) override {
-    if (CheckProcess().ok()) impl_->GatherStores(ids, patience);
+  absl::Status GatherStores(std::span<const std::uint64_t> ids,
+                            std::chrono::milliseconds patience) override {
+    return CheckProcess().ok() ? impl_->GatherStores(ids, patience) : absl::OkStatus();
   }
   void GiveUpStores() override {
     if (CheckProcess().ok()) impl_->GiveUpStores();
   }
-  void GiveUpStores(std::span<const std::uint64_t> ids) override {
-    if (CheckProcess().ok()) impl_->GiveUpStores(ids);
+  absl::Status GiveUpStores(std::span<const std::uint64_t> ids) override {
+    return CheckProcess().ok() ? impl_->GiveUpStores(ids) : absl::OkStatus();
   }
   std::vector<PagedResult> TakeResults(std::chrono::milliseconds patience) override {
     return CheckProcess().ok() ? impl_->TakeResults(patience) : std::vector<PagedResult>();
@@ -413,13 +429,10 @@ absl::StatusOr<std::unique_ptr<PagedKv>> PagedKv::Create(std::shared_ptr<Namespa
     return absl::InvalidArgumentError(
         absl::StrCat("shard: got ", options.shard, ", expected less than ", layout.shard_count));
   }
-  if (options.load_threads < 1 || options.copy_threads < 1) {
-    return absl::InvalidArgumentError("load_threads, copy_threads: expected at least 1");
-  }
-  if (options.load_deadline <= std::chrono::milliseconds(0) ||
-      options.store_deadline <= std::chrono::milliseconds(0)) {
-    return absl::InvalidArgumentError("load_deadline, store_deadline: expected above 0");
-  }
+  KAVERN_RETURN_IF_ERROR(CheckAtLeastOne("load_threads", options.load_threads));
+  KAVERN_RETURN_IF_ERROR(CheckAtLeastOne("copy_threads", options.copy_threads));
+  KAVERN_RETURN_IF_ERROR(CheckAtLeastOne("load_deadline in ms", options.load_deadline.count()));
+  KAVERN_RETURN_IF_ERROR(CheckAtLeastOne("store_deadline in ms", options.store_deadline.count()));
   const client::WideAffinity wide;
   return std::make_unique<PagedKvOfProcess>(
       std::make_unique<PagedKvImpl>(std::move(ns), std::move(groups), options));

@@ -52,8 +52,7 @@ class SessionLink {
   mutable CondVar changed_;
   bool stop_ KAVERN_GUARDED_BY(mu_) = false;
   std::shared_ptr<Attachment> current_ KAVERN_GUARDED_BY(mu_);
-  absl::Status last_error_ KAVERN_GUARDED_BY(mu_) =
-      absl::UnavailableError("not attached to the daemon yet");
+  absl::Status last_error_ KAVERN_GUARDED_BY(mu_) = absl::UnavailableError("no answer yet");
   std::thread thread_;
 };
 

@@ -3,6 +3,7 @@
 //
 //   worker_example unix:///run/kavern/kavern.sock
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <numeric>
 #include <vector>
@@ -71,4 +72,13 @@ int main(int argc, char** argv) {
     if (!stored.ok()) return Fail(stored.status());
   }
   std::printf("%zu blocks: %zu fetched, %zu computed\n", keys.size(), cached, keys.size() - cached);
+
+  // The next turn: what of it is worth fetching, as measured by then.
+  const auto plan = (*ns)->Plan({.keys = keys, .token_count = prompt.size()});  // no call
+  if (!plan.ok()) return Fail(plan.status());
+  const auto to_fetch = keys.subspan(plan->first_block, plan->fetch_blocks);
+  const absl::Status told = (*ns)->ReportPrefill(
+      {.begin_token = 0, .end_token = 256, .duration = std::chrono::milliseconds(40)});
+  if (!told.ok()) return Fail(told);
+  std::printf("next turn: %zu to fetch\n", to_fetch.size());
 }

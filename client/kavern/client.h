@@ -1,11 +1,14 @@
 // Kavern's client library: keep the KV blocks of conversations in kavernd, and take them back.
 //
 //   auto client = kavern::Client::Create({.address = "unix:///run/kavern/kavern.sock"});
+//   (*client)->WaitUntilAttached(std::chrono::seconds(5));  // not OK: no daemon in time
 //   auto ns = (*client)->OpenNamespace(spec);              // model + layout: who may share blocks
 //   kavern::BlockKeyChain chain((*ns)->fingerprint(), spec.layout.tokens_per_block);
 //   chain.Append(token_ids);
 //   std::size_t cached = (*ns)->Match(chain.keys());       // shared memory, no RPC
-//   (*ns)->FetchInto({.keys = chain.keys().first(cached)}, buffers);  // copied and verified
+//   if (cached > 0) {
+//     (*ns)->FetchInto({.keys = chain.keys().first(cached)}, buffers);  // copied and verified
+//   }
 //   ... prefill the rest ...
 //   (*ns)->Store({.parent = ..., .keys = chain.keys().subspan(cached)}, new_buffers);
 //
@@ -379,8 +382,8 @@ class Client {
   // so by its own code, at the deadline too: PermissionDenied, InvalidArgument, ResourceExhausted.
   virtual absl::Status WaitUntilAttached(std::chrono::milliseconds deadline) = 0;
 
-  // Unavailable when the client has never been attached: the tenant, and so every key, is unknown
-  // before.
+  // Unavailable when the client has never been attached (WaitUntilAttached): the tenant, and so
+  // every key, is unknown before.
   virtual absl::StatusOr<std::shared_ptr<Namespace>> OpenNamespace(
       const NamespaceSpec& spec,
       std::chrono::milliseconds deadline = std::chrono::milliseconds{0}) = 0;

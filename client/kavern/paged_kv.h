@@ -120,13 +120,15 @@ class PagedKv {
   // returns. A store whose memory the daemon has not granted within `patience` is given up
   // (DeadlineExceeded); publishing goes on in the background.
   virtual void Gather(std::chrono::milliseconds patience) = 0;
-  // The same for the stores with these numbers.
-  virtual void GatherStores(std::span<const std::uint64_t> ids,
-                            std::chrono::milliseconds patience) = 0;
-  // Ends stores that are not yet gathered, all or those with these numbers: nothing of them is
-  // stored, and they are reported as Cancelled. For pages that are not what they were to be.
+  // The same for the stores with these numbers; those gathered or given up before are passed over.
+  // InvalidArgument, and nothing is done, for a number that was never returned.
+  virtual absl::Status GatherStores(std::span<const std::uint64_t> ids,
+                                    std::chrono::milliseconds patience) = 0;
+  // Ends stores that are not yet gathered, all or those with these numbers (as GatherStores):
+  // nothing of them is stored, and they are reported as Cancelled. For pages that are not what they
+  // were to be.
   virtual void GiveUpStores() = 0;
-  virtual void GiveUpStores(std::span<const std::uint64_t> ids) = 0;
+  virtual absl::Status GiveUpStores(std::span<const std::uint64_t> ids) = 0;
 
   // What has ended since the last call. While that is nothing, but something is under way, waits
   // for at most `patience`.

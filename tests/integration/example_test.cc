@@ -13,10 +13,10 @@ TEST_F(ExampleTest, FetchesInTheSecondRunWhatTheFirstStored) {
   StartDaemon();
   const CommandResult first = RunCommand({WORKER_EXAMPLE_BINARY, address()});
   EXPECT_EQ(first.status, 0);
-  EXPECT_EQ(first.output, "16 blocks: 0 fetched, 16 computed\n");
+  EXPECT_EQ(first.output, "16 blocks: 0 fetched, 16 computed\nnext turn: 16 to fetch\n");
   const CommandResult second = RunCommand({WORKER_EXAMPLE_BINARY, address()});
   EXPECT_EQ(second.status, 0);
-  EXPECT_EQ(second.output, "16 blocks: 16 fetched, 0 computed\n");
+  EXPECT_EQ(second.output, "16 blocks: 16 fetched, 0 computed\nnext turn: 16 to fetch\n");
   EXPECT_EQ(Status().counters().fetch_hit_blocks(), 16U);
 }
 

@@ -68,8 +68,8 @@ expect_output() {
   said=$("$work/program/build/worker" "$address") || fail "the program failed: $said"
   [[ $said == "$1" ]] || fail "expected: $1, the program said: $said"
 }
-expect_output "16 blocks: 0 fetched, 16 computed"
-expect_output "16 blocks: 16 fetched, 0 computed"
+expect_output $'16 blocks: 0 fetched, 16 computed\nnext turn: 16 to fetch'
+expect_output $'16 blocks: 16 fetched, 0 computed\nnext turn: 16 to fetch'
 
 kill -TERM "$daemon"
 status=0

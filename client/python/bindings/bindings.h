@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "client/kavern/client.h"
@@ -38,6 +39,9 @@ nb::object ExceptionOf(const absl::Status& status);
 // One per block: None, or the exception.
 nb::list BlockErrorsOf(std::span<const absl::StatusCode> codes);
 
+// Raises InvalidArgumentError: "field: got ..., expected ...".
+[[noreturn]] void Refuse(const std::string& message);
+
 template <typename T>
 T Take(absl::StatusOr<T> result) {
   Check(result.status());
@@ -46,15 +50,16 @@ T Take(absl::StatusOr<T> result) {
 
 // ---- Arguments ----
 
-// Keys are bytes of length 16 in Python. ValueError names the index of a wrong one.
+// Keys are bytes of length 16 in Python. Others are refused: by the index, or by `name`.
 using Keys = std::vector<nb::bytes>;
 std::vector<BlockKey> KeysOf(const Keys& keys);
+BlockKey KeyOf(const char* name, const nb::bytes& bytes);
 nb::bytes BytesOf(const BlockKey& key);
-nb::list ListOf(std::span<const BlockKey> keys);
+nb::typed<nb::list, nb::bytes> ListOf(std::span<const BlockKey> keys);
 
-// Seconds; none: the client's own deadline. ValueError when it is not positive.
+// Seconds; none: the client's own deadline. Refused when it is not positive.
 using Deadline = std::optional<double>;
-std::chrono::milliseconds DeadlineOf(Deadline seconds);
+std::chrono::milliseconds DeadlineOf(Deadline seconds, const char* name = "deadline");
 
 // What callers hand over: anything with the buffer protocol or DLPack, in this machine's memory,
 // contiguous. Shape and element type are the caller's business; bytes are what is kept.

@@ -60,16 +60,15 @@ NamespaceHandle OpenNamespace(ClientHandle& handle, const NamespaceSpec& spec, D
 
 void CheckBuffers(std::size_t keys, std::size_t buffers) {
   if (keys == buffers) return;
-  throw nb::value_error(("buffers: got " + std::to_string(buffers) + " entries, expected " +
-                         std::to_string(keys) + ", one for every key")
-                            .c_str());
+  Refuse("buffers: got " + std::to_string(buffers) + " entries, expected " + std::to_string(keys) +
+         ", one for every key");
 }
 
 StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb::bytes>& parent,
                        std::uint32_t shard, std::uint32_t group, Deadline deadline,
                        Durability durability) {
   StoreRequest request;
-  if (parent.has_value()) request.parent = KeysOf({*parent})[0];
+  if (parent.has_value()) request.parent = KeyOf("parent", *parent);
   request.keys = keys;
   request.shard = shard;
   request.group = group;
@@ -78,7 +77,10 @@ StoreRequest RequestOf(const std::vector<BlockKey>& keys, const std::optional<nb
   return request;
 }
 
-StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+// For every key an array or a list of them.
+using Buffers = nb::typed<nb::sequence, nb::object>;
+
+StoreResult Store(NamespaceHandle& handle, const Keys& keys, const Buffers& buffers,
                   const std::optional<nb::bytes>& parent, std::uint32_t shard, std::uint32_t group,
                   Deadline deadline, Durability durability) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
@@ -94,7 +96,7 @@ StoreResult Store(NamespaceHandle& handle, const Keys& keys, const nb::sequence&
   return Take(std::move(result));
 }
 
-FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const nb::sequence& buffers,
+FetchResult FetchInto(NamespaceHandle& handle, const Keys& keys, const Buffers& buffers,
                       std::uint32_t shard, std::uint32_t group, Deadline deadline) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
   const auto pieces = PiecesOf<WritableArray>(buffers);
@@ -158,8 +160,11 @@ std::vector<std::string_view> MatchTiers(NamespaceHandle& handle, const Keys& ke
   return NamesOf(handle.ns->MatchTiers(block_keys, wait));
 }
 
+// Called with the progress; False ends the prefetch.
+using OnProgress = nb::typed<nb::callable, nb::object(PrefetchProgress)>;
+
 PrefetchProgress Prefetch(NamespaceHandle& handle, const Keys& keys, Deadline deadline,
-                          const std::optional<nb::callable>& on_progress) {
+                          const std::optional<OnProgress>& on_progress) {
   const std::vector<BlockKey> block_keys = KeysOf(keys);
   std::exception_ptr raised;
   PrefetchRequest request{block_keys, DeadlineOf(deadline)};
@@ -184,39 +189,46 @@ PrefetchProgress Prefetch(NamespaceHandle& handle, const Keys& keys, Deadline de
 }
 
 void BindResults(nb::module_& module) {
-  nb::class_<StoreResult>(module, "StoreResult")
+  nb::class_<StoreResult>(module, "StoreResult", "What became of a store's blocks.")
       .def_ro("outcomes", &StoreResult::outcomes, "One per key; declined ones are last.")
       .def_ro("decline_reason", &StoreResult::decline_reason, "Empty: nothing was declined.")
-      .def_ro("stored_bytes", &StoreResult::stored_bytes)
+      .def_ro("stored_bytes", &StoreResult::stored_bytes,
+              "Copied by this call: of one shard and layer group.")
       .def_ro("durable_blocks", &StoreResult::durable_blocks,
               "Of a strict store: of those that are stored or exist.")
       .def_ro("not_durable_reason", &StoreResult::not_durable_reason,
               "Of a strict store: why not all of these.");
-  nb::class_<FetchResult>(module, "FetchResult")
+  nb::class_<FetchResult>(module, "FetchResult", "What was fetched, block by block.")
       .def_prop_ro(
           "errors", [](const FetchResult& result) { return BlockErrorsOf(result.codes); },
-          nb::sig("def errors(self) -> list[Exception | None]"),
+          nb::sig("def errors(self) -> list[KavernError | None]"),
           "One per key: None where its arrays hold the bytes stored, else why they hold rubbish: "
           "NotFoundError a miss, DataLossError a checksum that failed.")
       .def_prop_ro(
           "tiers", [](const FetchResult& result) { return NamesOf(result.tiers); },
           "One per key: 'hbm', 'ram' or 'nvme', where the block was when it was asked for; 'none' "
           "where there is an error.")
-      .def_ro("fetched_blocks", &FetchResult::fetched_blocks)
-      .def_ro("fetched_bytes", &FetchResult::fetched_bytes)
-      .def_prop_ro("all_ok", &FetchResult::all_ok);
+      .def_ro("fetched_blocks", &FetchResult::fetched_blocks, "Keys without an error.")
+      .def_ro("fetched_bytes", &FetchResult::fetched_bytes, "Copied: of one shard and layer group.")
+      .def_prop_ro("all_ok", &FetchResult::all_ok, "No key has an error.");
   nb::class_<PrefetchProgress>(module, "PrefetchProgress", "How far a prefetch came.")
       .def_ro("ready", &PrefetchProgress::ready, "Blocks that are in RAM.")
       .def_ro("failed", &PrefetchProgress::failed, "Not cached at all, unreadable, or no room.")
       .def_ro("total", &PrefetchProgress::total, "Blocks asked for.");
-  nb::class_<ConnectionInfo>(module, "ConnectionInfo")
-      .def_ro("attached", &ConnectionInfo::attached)
-      .def_ro("tenant", &ConnectionInfo::tenant)
+  nb::class_<ConnectionInfo>(module, "ConnectionInfo",
+                             "What the client itself knows of its connection over shared memory; "
+                             "of TCP nothing.")
+      .def_ro("attached", &ConnectionInfo::attached, "Whether calls reach the daemon now.")
+      .def_ro("tenant", &ConnectionInfo::tenant,
+              "Whose blocks it shares, as the daemon told; empty while it is not attached.")
       .def_ro("incarnation", &ConnectionInfo::incarnation_hex,
-              "Of the daemon, in hex; changes when it restarts.")
+              "The daemon's run, in hex: another one after each restart. Empty while it is not "
+              "attached.")
       .def_ro("attach_count", &ConnectionInfo::attach_count,
               "Successful attaches so far: above 1 after a restart.")
-      .def_ro("mapped_bytes", &ConnectionInfo::mapped_bytes);
+      .def_ro("mapped_bytes", &ConnectionInfo::mapped_bytes,
+              "Of the daemon's memory that this process has mapped, that of former runs included "
+              "while leases hold it.");
 }
 
 void BindNamespace(nb::module_& module) {
@@ -226,12 +238,16 @@ void BindNamespace(nb::module_& module) {
       "while the daemon is away. Every deadline is in seconds; None: the client's.");
   BindConversations(module, ns);
   BindPlan(module, ns);
-  ns.def_prop_ro("fingerprint",
-                 [](const NamespaceHandle& handle) {
-                   const auto& bytes = handle.ns->fingerprint().bytes;
-                   return nb::bytes(bytes.data(), bytes.size());
-                 })
-      .def_prop_ro("spec", [](const NamespaceHandle& handle) { return handle.ns->spec(); })
+  ns.def_prop_ro(
+        "fingerprint",
+        [](const NamespaceHandle& handle) {
+          const auto& bytes = handle.ns->fingerprint().bytes;
+          return nb::bytes(bytes.data(), bytes.size());
+        },
+        "16 bytes that stand for tenant and spec: the parent of every first block.")
+      .def_prop_ro(
+          "spec", [](const NamespaceHandle& handle) { return handle.ns->spec(); },
+          "As it was opened.")
       .def(
           "chain",
           [](const NamespaceHandle& handle) {
@@ -325,7 +341,7 @@ void BindClient(nb::module_& module) {
           "gave, such as PermissionDeniedError.")
       .def("open_namespace", &OpenNamespace, nb::arg("spec"), nb::kw_only(),
            nb::arg("deadline") = nb::none(),
-           "UnavailableError when the client has never been attached.")
+           "UnavailableError when the client has never been attached: call wait_until_attached.")
       .def(
           "open_namespace_of_config",
           [](ClientHandle& handle, const nb::object& config, std::uint32_t tokens_per_block,
@@ -358,14 +374,17 @@ void BindClient(nb::module_& module) {
             Check(status);
           },
           nb::arg("deadline") = nb::none(), "One empty round trip.")
-      .def_prop_ro("connection",
-                   [](const ClientHandle& handle) { return handle.get()->connection(); })
+      .def_prop_ro(
+          "connection", [](const ClientHandle& handle) { return handle.get()->connection(); },
+          "How it stands now; asks nobody.")
       .def(
           "close", &ClientHandle::Close, nb::arg("deadline") = nb::none(),
           "Lets go of the daemon once its namespaces and leases are gone, too. Within the deadline "
           "the daemon is told of leases that were given back; an attach under way ends first, "
           "which takes a second at most. Idempotent.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> Client"))
       .def(
           "__exit__",
           [](ClientHandle& handle, const nb::object&, const nb::object&, const nb::object&) {

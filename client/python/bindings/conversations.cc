@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "client/python/bindings/bindings.h"
 #include "client/python/bindings/handles.h"
 
@@ -17,7 +18,9 @@ double Seconds(std::chrono::milliseconds duration) {
 // None: 0, as the daemon is configured.
 std::chrono::milliseconds TtlOf(std::optional<double> seconds) {
   if (!seconds.has_value()) return std::chrono::milliseconds(0);
-  if (!(*seconds > 0)) throw nb::value_error("ttl: expected None or seconds above 0");
+  if (!(*seconds > 0)) {
+    Refuse(absl::StrCat("ttl: got ", *seconds, ", expected None or seconds above 0"));
+  }
   constexpr double kMilliseconds = 1e15;
   return std::chrono::milliseconds(
       std::max<std::int64_t>(1, std::llround(std::min(*seconds * 1000, kMilliseconds))));
@@ -29,7 +32,7 @@ ConversationTerms UpdateConversation(NamespaceHandle& handle, const std::string&
                                      std::optional<double> ttl, Deadline deadline) {
   ConversationUpdate update;
   update.name = name;
-  update.leaf = KeysOf({leaf})[0];
+  update.leaf = KeyOf("leaf", leaf);
   update.token_count = token_count;
   update.priority = priority;
   update.ttl = TtlOf(ttl);

@@ -37,6 +37,10 @@ struct ViewOwner {
   const Views views;
 };
 
+inline absl::Status LeaseIsOver() {
+  return absl::FailedPreconditionError("the lease was released");
+}
+
 // A lease of the C++ client, which is for one thread at a time, made safe for Python's threads. The
 // lock is taken without the interpreter's.
 template <typename Lease>
@@ -62,13 +66,29 @@ class LeaseHandle {
     return use(lease_);
   }
 
+  // As With, of a lease that is not over: FailedPrecondition when it is.
+  template <typename Use>
+  auto WhileHeld(Use&& use) {
+    bool held = false;
+    auto result = With([&](Lease& lease) {
+      held = !over_;
+      return held ? use(lease) : decltype(use(lease))();
+    });
+    if (!held) Check(LeaseIsOver());
+    return result;
+  }
+  // Whether it was released, committed or aborted. Inside With.
+  bool over() const { return over_; }
+
   // As With, for what makes the lease's memory go away: BufferError while views are alive.
   template <typename Ending>
   absl::Status End(Ending&& end) {
     bool viewed = false;
     absl::Status status = With([&](Lease& lease) {
       viewed = views_->load() > 0;
-      return viewed ? absl::OkStatus() : end(lease);
+      if (viewed) return absl::OkStatus();
+      over_ = true;  // whatever the daemon says
+      return end(lease);
     });
     if (viewed) {
       throw nb::buffer_error(
@@ -93,6 +113,7 @@ class LeaseHandle {
   const Views views_ = std::make_shared<std::atomic<std::int64_t>>(0);
   std::mutex mu_;
   Lease lease_;
+  bool over_ = false;  // guarded by mu_
   const std::size_t size_;
 };
 

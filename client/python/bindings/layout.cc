@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "client/python/bindings/bindings.h"
 
 namespace kavern::python {
@@ -17,10 +18,29 @@ std::string_view NameOf(KvDtype dtype) {
 NamespaceFingerprint FingerprintOf(const nb::bytes& bytes) {
   NamespaceFingerprint fingerprint;
   if (bytes.size() != fingerprint.bytes.size()) {
-    throw nb::value_error("fingerprint: expected 16 bytes");
+    Refuse(absl::StrCat("fingerprint: got ", bytes.size(), " bytes, expected ",
+                        fingerprint.bytes.size()));
   }
   std::memcpy(fingerprint.bytes.data(), bytes.c_str(), fingerprint.bytes.size());
   return fingerprint;
+}
+
+using Tokens = nb::typed<nb::sequence, int>;
+
+void Append(BlockKeyChain& chain, const Tokens& tokens) {
+  std::vector<std::uint32_t> ids;
+  if (!nb::try_cast(tokens, ids)) {
+    std::size_t i = 0;
+    for (const nb::handle token : tokens) {
+      if (std::uint32_t id = 0; !nb::try_cast(token, id)) {
+        Refuse(absl::StrCat("tokens[", i, "]: got ", nb::repr(token).c_str(), ", expected 0 to ",
+                            UINT32_MAX));
+      }
+      ++i;
+    }
+    Refuse("tokens: expected a sequence of token ids");
+  }
+  chain.Append(ids);
 }
 
 }  // namespace
@@ -34,8 +54,10 @@ void BindLayout(nb::module_& module) {
       .value("RECURRENT_STATE", LayerGroupKind::kRecurrentState,
              "a constant-size state at the end of the block");
 
-  nb::class_<LayerGroup>(module, "LayerGroup",
-                         "Layers that keep the same kind and shape of KV; numbers of one shard.")
+  nb::class_<LayerGroup>(
+      module, "LayerGroup",
+      "Layers that keep the same kind and shape of KV. All numbers are those of one "
+      "shard: with tensor parallelism over 4 ranks, a quarter of the KV heads.")
       .def(
           "__init__",
           [](LayerGroup* self, std::uint32_t layer_count, LayerGroupKind kind,
@@ -46,15 +68,21 @@ void BindLayout(nb::module_& module) {
           },
           nb::arg("layer_count"), nb::kw_only(), nb::arg("kind") = LayerGroupKind::kFullAttention,
           nb::arg("kv_heads") = 0, nb::arg("head_dim") = 0, nb::arg("window_tokens") = 0,
-          nb::arg("latent_dim") = 0, nb::arg("state_bytes") = 0)
+          nb::arg("latent_dim") = 0, nb::arg("state_bytes") = 0,
+          "What a kind has no use for stays 0. KvLayout checks it.")
       .def_ro("kind", &LayerGroup::kind)
-      .def_ro("layer_count", &LayerGroup::layer_count)
-      .def_ro("kv_heads", &LayerGroup::kv_heads)
-      .def_ro("head_dim", &LayerGroup::head_dim)
-      .def_ro("window_tokens", &LayerGroup::window_tokens)
-      .def_ro("latent_dim", &LayerGroup::latent_dim)
-      .def_ro("state_bytes", &LayerGroup::state_bytes)
-      .def(nb::self == nb::self)
+      .def_ro("layer_count", &LayerGroup::layer_count, "Layers in the group.")
+      .def_ro("kv_heads", &LayerGroup::kv_heads,
+              "Of full attention and sliding windows: KV heads that one shard holds.")
+      .def_ro("head_dim", &LayerGroup::head_dim,
+              "Of full attention and sliding windows: elements of K, and of V, per head and token.")
+      .def_ro("window_tokens", &LayerGroup::window_tokens,
+              "Of sliding windows: tokens that a layer looks back at.")
+      .def_ro("latent_dim", &LayerGroup::latent_dim,
+              "Of latent layers: elements per token, the latent vector and the RoPE part together.")
+      .def_ro("state_bytes", &LayerGroup::state_bytes,
+              "Of recurrent state: bytes per layer, at the end of a block.")
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const LayerGroup& group) {
              return std::tuple(static_cast<int>(group.kind), group.layer_count, group.kv_heads,
@@ -100,21 +128,27 @@ void BindLayout(nb::module_& module) {
           nb::arg("scale_layers") = 1.0,
           "The layout of a known model, such as llama-3-8b. Raises NotFoundError, which lists the "
           "known ones.")
-      .def_prop_ro("dtype",
-                   [](const KvLayout& layout) { return std::string(NameOf(layout.dtype)); })
-      .def_ro("tokens_per_block", &KvLayout::tokens_per_block)
-      .def_ro("shard_count", &KvLayout::shard_count)
-      .def_ro("groups", &KvLayout::groups)
+      .def_prop_ro(
+          "dtype", [](const KvLayout& layout) { return std::string(NameOf(layout.dtype)); },
+          "Element type of K and V as they are stored.")
+      .def_ro("tokens_per_block", &KvLayout::tokens_per_block, "Tokens of one block.")
+      .def_ro("shard_count", &KvLayout::shard_count,
+              "Different shards that a block is stored in; ranks with the same bytes share one.")
+      .def_ro("groups", &KvLayout::groups, "Layer groups, in the order of their numbers.")
       .def(
           "part_bytes",
           [](const KvLayout& layout, std::uint32_t group) {
-            if (group >= layout.groups.size()) throw nb::index_error("group");
+            if (group >= layout.groups.size()) {
+              Refuse(absl::StrCat("group: got ", group, ", expected less than ",
+                                  layout.groups.size()));
+            }
             return layout.PartBytes(group);
           },
           nb::arg("group") = 0, "Bytes of one part: what one key's buffers must hold.")
       .def_prop_ro("block_bytes", &KvLayout::BlockBytes, "Bytes of a block, all of its parts.")
-      .def_prop_ro("bytes_per_token", &KvLayout::BytesPerToken)
-      .def(nb::self == nb::self)
+      .def_prop_ro("bytes_per_token", &KvLayout::BytesPerToken,
+                   "Bytes that one more token adds over all shards; recurrent state adds none.")
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const KvLayout& layout) {
              return std::tuple(std::string(NameOf(layout.dtype)), layout.tokens_per_block,
@@ -156,16 +190,27 @@ void BindLayout(nb::module_& module) {
           nb::arg("model"), nb::arg("layout"), nb::kw_only(), nb::arg("weights_revision") = "",
           nb::arg("adapter") = "", nb::arg("quantization") = "", nb::arg("rope") = "",
           nb::arg("engine_layout") = "", nb::arg("epoch") = 0,
-          "Raises InvalidArgumentError, which names the field.")
-      .def_ro("model", &NamespaceSpec::model)
+          "Only model and layout must be given; what is left out is equal for all that leave it "
+          "out. kavern.hf.spec_of_config fills it in from a model's files. Raises "
+          "InvalidArgumentError, which names the field.")
+      .def_ro("model", &NamespaceSpec::model, "Model id, such as meta-llama/Meta-Llama-3-8B.")
       .def_ro("layout", &NamespaceSpec::layout)
-      .def_ro("weights_revision", &NamespaceSpec::weights_revision)
-      .def_ro("adapter", &NamespaceSpec::adapter)
-      .def_ro("quantization", &NamespaceSpec::quantization)
-      .def_ro("rope", &NamespaceSpec::rope)
-      .def_ro("engine_layout", &NamespaceSpec::engine_layout)
-      .def_ro("epoch", &NamespaceSpec::epoch)
-      .def(nb::self == nb::self)
+      .def_ro("weights_revision", &NamespaceSpec::weights_revision,
+              "Commit of the weights, or a digest of their files.")
+      .def_ro("adapter", &NamespaceSpec::adapter,
+              "A LoRA adapter by its content, such as a digest; empty: none.")
+      .def_ro("quantization", &NamespaceSpec::quantization,
+              "How weights and KV are quantized; empty: not at all.")
+      .def_ro("rope", &NamespaceSpec::rope,
+              "RoPE parameters as the engine resolved them, in any text that is equal where they "
+              "are: base, scaling, and the longest sequence where that scales it.")
+      .def_ro("engine_layout", &NamespaceSpec::engine_layout,
+              "Who packs the bytes of a part, and how: engine, attention backend, and instruction "
+              "set where the order of bytes follows from it.")
+      .def_ro("epoch", &NamespaceSpec::epoch,
+              "A number to be raised when all that is cached is to be forgotten, as after weights "
+              "that changed in place.")
+      .def(nb::self == nb::self, nb::sig("def __eq__(self, arg: object, /) -> bool"))
       .def("__getstate__",
            [](const NamespaceSpec& spec) {
              return std::tuple(spec.model, spec.weights_revision, spec.adapter, spec.quantization,
@@ -182,23 +227,21 @@ void BindLayout(nb::module_& module) {
              new (&spec) NamespaceSpec(std::move(made));
            });
 
-  nb::class_<BlockKeyChain>(module, "BlockKeyChain",
-                            "The keys of one growing conversation, each computed once. Not "
-                            "thread-safe.")
+  nb::class_<BlockKeyChain>(
+      module, "BlockKeyChain",
+      "The keys of one growing conversation, each computed once: a key stands "
+      "for all tokens up to the end of its block. Namespace.chain makes one. "
+      "Not thread-safe.")
       .def(
           "__init__",
           [](BlockKeyChain* self, const nb::bytes& fingerprint, std::uint32_t tokens_per_block) {
-            if (tokens_per_block == 0) throw nb::value_error("tokens_per_block: expected above 0");
+            if (tokens_per_block == 0) Refuse("tokens_per_block: got 0, expected at least 1");
             new (self) BlockKeyChain(FingerprintOf(fingerprint), tokens_per_block);
           },
-          nb::arg("fingerprint"), nb::arg("tokens_per_block"))
-      .def(
-          "append",
-          [](BlockKeyChain& chain, const std::vector<std::uint32_t>& tokens) {
-            chain.Append(tokens);
-          },
-          nb::arg("tokens"),
-          "Appends token ids. Every block that this completes gets its key; the rest waits.")
+          nb::arg("fingerprint"), nb::arg("tokens_per_block"),
+          "fingerprint: Namespace.fingerprint, 16 bytes. Raises InvalidArgumentError.")
+      .def("append", &Append, nb::arg("tokens"),
+           "Appends token ids. Every block that this completes gets its key; the rest waits.")
       .def(
           "set_extra_keys",
           [](BlockKeyChain& chain, std::size_t block_index, const std::vector<nb::bytes>& extra) {
@@ -229,7 +272,8 @@ void BindLayout(nb::module_& module) {
           },
           nb::arg("first"), nb::arg("last"), "keys[first:last], without a list of all.")
       .def("__len__", [](const BlockKeyChain& chain) { return chain.keys().size(); })
-      .def_prop_ro("token_count", &BlockKeyChain::token_count)
+      .def_prop_ro("token_count", &BlockKeyChain::token_count,
+                   "Tokens appended, those of the block that is not complete yet included.")
       .def_prop_ro("tokens_per_block", &BlockKeyChain::tokens_per_block);
 
   // Equal by what they say, so not to be found by which object they are.

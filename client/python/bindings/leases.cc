@@ -24,11 +24,14 @@ ReadView ViewPart(FetchLeaseHandle& handle, std::size_t i) {
   CheckIndex(i, handle.size());
   absl::Status status;
   const ConstBuffer bytes = handle.BeginView([&](FetchLease& lease) {
-    status = lease.status(i);
+    status = handle.over() ? LeaseIsOver() : lease.status(i);
     return lease.bytes(i);
   });
   Check(status);
-  if (bytes.empty()) Check(absl::FailedPreconditionError("the lease was released"));
+  if (bytes.empty()) {
+    Check(
+        absl::FailedPreconditionError("the lease is of the process that this one is forked from"));
+  }
   return ViewOf<ReadView>(bytes, handle);
 }
 
@@ -60,7 +63,7 @@ void CopyTo(FetchLeaseHandle& handle, std::size_t i, const nb::object& pieces) {
   CheckIndex(i, handle.size());
   const auto arrays = PiecesOfOne<WritableArray>(pieces);
   const auto buffers = BuffersOf(arrays.arrays);
-  Check(handle.With([&](FetchLease& lease) { return lease.CopyTo(i, buffers); }));
+  Check(handle.WhileHeld([&](FetchLease& lease) { return lease.CopyTo(i, buffers); }));
 }
 
 // The end of a `with` block. After an exception of the body its traceback may hold views: the
@@ -89,17 +92,18 @@ void BindLeases(nb::module_& module) {
   nb::class_<FetchLeaseHandle>(
       module, "FetchLease",
       "A read lease: parts in the daemon's memory that stay put until it is released. A context "
-      "manager; dropping it releases it, too.")
+      "manager; dropping it releases it, too. After that all but its length raises "
+      "FailedPreconditionError.")
       .def("__len__", &FetchLeaseHandle::size)
       .def(
           "status",
           [](FetchLeaseHandle& handle, std::size_t i) -> nb::object {
             CheckIndex(i, handle.size());
             const absl::Status status =
-                handle.With([&](FetchLease& lease) { return lease.status(i); });
+                handle.WhileHeld([&](FetchLease& lease) { return lease.status(i); });
             return status.ok() ? nb::none() : ExceptionOf(status);
           },
-          nb::arg("i"), nb::sig("def status(self, i: int) -> Exception | None"),
+          nb::arg("i"), nb::sig("def status(self, i: int) -> KavernError | None"),
           "None when the part of key i is readable, else the exception that says why not.")
       .def("__getitem__", &ViewPart, nb::arg("i"),
            "The part's bytes in shared memory as a read-only array of bytes, without a copy: "
@@ -111,14 +115,14 @@ void BindLeases(nb::module_& module) {
           "checksum",
           [](FetchLeaseHandle& handle, std::size_t i) {
             CheckIndex(i, handle.size());
-            return handle.With([&](FetchLease& lease) { return lease.checksum(i); });
+            return handle.WhileHeld([&](FetchLease& lease) { return lease.checksum(i); });
           },
           nb::arg("i"), "What CRC32C of the bytes must be, seeded by key and part.")
       .def(
           "tier",
           [](FetchLeaseHandle& handle, std::size_t i) {
             CheckIndex(i, handle.size());
-            return TierName(handle.With([&](FetchLease& lease) { return lease.tier(i); }));
+            return TierName(handle.WhileHeld([&](FetchLease& lease) { return lease.tier(i); }));
           },
           nb::arg("i"),
           "'hbm', 'ram' or 'nvme': where the part was when it was asked for; 'none' when it is not "
@@ -137,7 +141,9 @@ void BindLeases(nb::module_& module) {
           "Releases now, and waits for the daemon's answer. DeadlineExceededError: it is told in "
           "the background; the lease is over all the same. BufferError while arrays of the leased "
           "memory are alive; FailedPreconditionError when it was released before.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> FetchLease"))
       .def(
           "__exit__",
           [](FetchLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,
@@ -220,7 +226,9 @@ void BindLeases(nb::module_& module) {
           "Gives back what was not committed. A daemon that does not answer by the deadline is "
           "told "
           "in the background. BufferError while arrays of the leased memory are alive.")
-      .def("__enter__", [](nb::object self) { return self; })
+      .def(
+          "__enter__", [](nb::object self) { return self; },
+          nb::sig("def __enter__(self) -> StoreLease"))
       .def(
           "__exit__",
           [](StoreLeaseHandle& handle, const nb::object& type, const nb::object& /*value*/,

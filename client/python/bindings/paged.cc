@@ -7,6 +7,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "client/kavern/paged_kv.h"
 #include "client/python/bindings/handles.h"
 
@@ -35,8 +36,11 @@ struct PagedKvHandle {
 };
 
 // Seconds that may be 0.
-std::chrono::milliseconds MillisecondsOf(double seconds) {
-  return std::chrono::milliseconds(static_cast<std::int64_t>(std::clamp(seconds, 0.0, 1e6) * 1000));
+std::chrono::milliseconds PatienceOf(double seconds) {
+  if (!(seconds >= 0)) {
+    Refuse(absl::StrCat("patience: got ", seconds, ", expected seconds, 0 or more"));
+  }
+  return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(seconds, 1e6) * 1000));
 }
 
 using Layer = std::tuple<std::uintptr_t, std::uint64_t, std::uint64_t>;
@@ -83,7 +87,7 @@ void BindPaged(nb::module_& module) {
           [](const PagedResult& result) -> nb::object {
             return result.status.ok() ? nb::none() : ExceptionOf(result.status);
           },
-          nb::sig("def error(self) -> Exception | None"), "Of the whole; None: none.")
+          nb::sig("def error(self) -> KavernError | None"), "Of the whole; None: none.")
       .def_prop_ro(
           "errors",
           [](const PagedResult& result) {
@@ -91,7 +95,7 @@ void BindPaged(nb::module_& module) {
             for (const auto& codes : result.codes) groups.append(BlockErrorsOf(codes));
             return groups;
           },
-          nb::sig("def errors(self) -> list[list[Exception | None]]"),
+          nb::sig("def errors(self) -> list[list[KavernError | None]]"),
           "Of a load: for every group and key None, or why its pages hold rubbish.")
       .def_prop_ro(
           "tiers",
@@ -119,8 +123,9 @@ void BindPaged(nb::module_& module) {
           [](PagedKvHandle* self, const NamespaceHandle& ns, std::vector<TensorLayout> groups,
              nb::object tensors, std::uint32_t shard, double load_deadline, double store_deadline,
              int load_threads, int copy_threads) {
-            const PagedKvOptions options{shard, DeadlineOf(load_deadline),
-                                         DeadlineOf(store_deadline), load_threads, copy_threads};
+            const PagedKvOptions options{shard, DeadlineOf(load_deadline, "load_deadline"),
+                                         DeadlineOf(store_deadline, "store_deadline"), load_threads,
+                                         copy_threads};
             auto paged = Take(PagedKv::Create(ns.ns, std::move(groups), options));
             new (self) PagedKvHandle(ns, std::move(tensors), std::move(paged));
           },
@@ -145,7 +150,7 @@ void BindPaged(nb::module_& module) {
              std::vector<std::vector<std::uint32_t>> blocks,
              const std::optional<nb::bytes>& parent) {
             PagedStore store;
-            if (parent.has_value()) store.parent = KeysOf({*parent})[0];
+            if (parent.has_value()) store.parent = KeyOf("parent", *parent);
             store.keys = KeysOf(keys);
             store.blocks = std::move(blocks);
             return Take(handle.get().BeginStore(std::move(store)));
@@ -171,26 +176,37 @@ void BindPaged(nb::module_& module) {
           "gather",
           [](PagedKvHandle& handle, double patience, const std::optional<Numbers>& ids) {
             PagedKv& paged = handle.get();
-            nb::gil_scoped_release unlocked;
-            if (ids.has_value()) {
-              paged.GatherStores(*ids, MillisecondsOf(patience));
-            } else {
-              paged.Gather(MillisecondsOf(patience));
+            const auto wait = PatienceOf(patience);
+            absl::Status status;
+            {
+              nb::gil_scoped_release unlocked;
+              if (ids.has_value()) {
+                status = paged.GatherStores(*ids, wait);
+              } else {
+                paged.Gather(wait);
+              }
             }
+            Check(status);
           },
           nb::arg("patience"), nb::arg("ids") = nb::none(),
           "Copies the pages of all stores begun, or of those with these numbers; they may be "
-          "overwritten when it returns. Waits at most `patience` seconds for the daemon.")
+          "overwritten when it returns. Waits at most `patience` seconds for the daemon. A number "
+          "of a "
+          "store that has ended is passed over.")
       .def(
           "give_up",
           [](PagedKvHandle& handle, const std::optional<Numbers>& ids) {
             PagedKv& paged = handle.get();
-            nb::gil_scoped_release unlocked;
-            if (ids.has_value()) {
-              paged.GiveUpStores(*ids);
-            } else {
-              paged.GiveUpStores();
+            absl::Status status;
+            {
+              nb::gil_scoped_release unlocked;
+              if (ids.has_value()) {
+                status = paged.GiveUpStores(*ids);
+              } else {
+                paged.GiveUpStores();
+              }
             }
+            Check(status);
           },
           nb::arg("ids") = nb::none(),
           "Ends all stores begun and not gathered, or those with these numbers: nothing of them is "
@@ -199,8 +215,9 @@ void BindPaged(nb::module_& module) {
           "take_results",
           [](PagedKvHandle& handle, double patience) {
             PagedKv& paged = handle.get();
+            const auto wait = PatienceOf(patience);
             nb::gil_scoped_release unlocked;
-            return paged.TakeResults(MillisecondsOf(patience));
+            return paged.TakeResults(wait);
           },
           nb::arg("patience") = 0.0,
           "What has ended since the last call, each once. While that is nothing, but something is "
@@ -217,7 +234,16 @@ void BindPaged(nb::module_& module) {
           "Waits until nothing is under way; False: not in `deadline` seconds.")
       .def(
           "close",
-          [](PagedKvHandle& handle) {
+          [](PagedKvHandle& handle, Deadline deadline) {
+            const auto wait = DeadlineOf(deadline);
+            if (handle.paged != nullptr && deadline.has_value()) {
+              bool ended = false;
+              {
+                nb::gil_scoped_release unlocked;
+                ended = handle.paged->Drain(wait);
+              }
+              if (!ended) Check(absl::DeadlineExceededError("not closed: copies are under way"));
+            }
             std::unique_ptr<PagedKv> paged = std::move(handle.paged);
             {
               nb::gil_scoped_release unlocked;
@@ -225,7 +251,12 @@ void BindPaged(nb::module_& module) {
             }
             handle.tensors = nb::none();
           },
-          "Ends its threads; what is under way ends first. Not while another thread calls it.");
+          nb::arg("deadline") = nb::none(),
+          "Ends its threads. When it returns nothing reads or writes the tensors any more. None: "
+          "waits for the copies under way, of which each ends by load_deadline or store_deadline, "
+          "and drops loads that have not begun. With a deadline it waits for all of them; "
+          "DeadlineExceededError: they go on, and it is not closed. Not while another thread calls "
+          "it.");
 }
 
 }  // namespace kavern::python

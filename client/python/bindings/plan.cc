@@ -33,8 +33,9 @@ void ReportPrefill(NamespaceHandle& handle, std::uint64_t begin_token, std::uint
     status = handle.ns->ReportPrefill(timing);
   }
   if (!status.ok()) {  // by this call's names
-    status = {status.code(), absl::StrReplaceAll(status.message(), {{"timing.duration", "seconds"},
-                                                                    {"timing.", ""}})};
+    status = {status.code(),
+              absl::StrReplaceAll(status.message(),
+                                  {{"timing.duration in ms", "1000 * seconds"}, {"timing.", ""}})};
   }
   Check(status);
 }

@@ -1,4 +1,5 @@
 // Statuses become exceptions, arguments become the client's types.
+#include <cstdlib>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -47,35 +48,52 @@ void Check(const absl::Status& status) {
   throw nb::python_error();
 }
 
+void Refuse(const std::string& message) {
+  Check(absl::InvalidArgumentError(message));
+  std::abort();  // never reached: it raised
+}
+
+namespace {
+
+std::string WrongSize(const nb::bytes& bytes) {
+  return absl::StrCat(": got ", bytes.size(), " bytes, expected ", BlockKey::kSize);
+}
+
+}  // namespace
+
 std::vector<BlockKey> KeysOf(const Keys& keys) {
   std::vector<BlockKey> out(keys.size());
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    if (keys[i].size() != sizeof(BlockKey::bytes)) {
-      throw nb::value_error(
-          absl::StrCat("keys[", i, "]: got ", keys[i].size(), " bytes, expected 16").c_str());
+    if (keys[i].size() != BlockKey::kSize) {
+      Refuse(absl::StrCat("keys[", i, "]", WrongSize(keys[i])));
     }
-    std::memcpy(out[i].bytes.data(), keys[i].c_str(), sizeof(BlockKey::bytes));
+    std::memcpy(out[i].bytes.data(), keys[i].c_str(), BlockKey::kSize);
   }
   return out;
+}
+
+BlockKey KeyOf(const char* name, const nb::bytes& bytes) {
+  if (bytes.size() != BlockKey::kSize) Refuse(name + WrongSize(bytes));
+  BlockKey key;
+  std::memcpy(key.bytes.data(), bytes.c_str(), BlockKey::kSize);
+  return key;
 }
 
 nb::bytes BytesOf(const BlockKey& key) {
   return nb::bytes(key.bytes.data(), key.bytes.size());
 }
 
-nb::list ListOf(std::span<const BlockKey> keys) {
-  nb::list list;
+nb::typed<nb::list, nb::bytes> ListOf(std::span<const BlockKey> keys) {
+  nb::typed<nb::list, nb::bytes> list;
   for (const BlockKey& key : keys) list.append(BytesOf(key));
   return list;
 }
 
-std::chrono::milliseconds DeadlineOf(Deadline seconds) {
+std::chrono::milliseconds DeadlineOf(Deadline seconds, const char* name) {
   if (!seconds.has_value()) return std::chrono::milliseconds(0);
   constexpr double kSecondsMax = 1e9;
   if (!(*seconds > 0) || *seconds > kSecondsMax) {
-    throw nb::value_error(
-        absl::StrCat("deadline: got ", *seconds, ", expected seconds above 0, at most 1e9")
-            .c_str());
+    Refuse(absl::StrCat(name, ": got ", *seconds, ", expected seconds above 0, at most 1e9"));
   }
   // Not 0, which would mean the default.
   return std::chrono::milliseconds(static_cast<std::int64_t>(std::ceil(*seconds * 1000)));
@@ -115,10 +133,9 @@ Pieces<Array> PiecesOf(const nb::sequence& buffers) {
     }
     pieces.pieces_per_key.push_back(pieces.arrays.size() - before);
     if (pieces.pieces_per_key.back() != pieces.pieces_per_key.front()) {
-      throw nb::value_error(absl::StrCat("buffers[", key, "]: got ", pieces.pieces_per_key.back(),
-                                         " pieces, expected ", pieces.pieces_per_key.front(),
-                                         " as for the key before")
-                                .c_str());
+      Refuse(absl::StrCat("buffers[", key, "]: got ", pieces.pieces_per_key.back(),
+                          " pieces, expected ", pieces.pieces_per_key.front(),
+                          " as for the key before"));
     }
   }
   return pieces;

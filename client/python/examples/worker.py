@@ -42,5 +42,11 @@ def main(address: str) -> None:
         ns.store(keys[cached:], list(kv[cached:]), parent=keys[cached - 1] if cached else None)
     print(f"{len(keys)} blocks: {cached} fetched, {len(keys) - cached} computed")
 
+    # The next turn: what of it is worth fetching, as measured by then.
+    plan = ns.plan(keys, token_count=256)  # no call
+    to_fetch = keys[plan.first_block : plan.first_block + plan.fetch_blocks]
+    ns.report_prefill(begin_token=0, end_token=256, seconds=0.04)
+    print(f"next turn: {len(to_fetch)} to fetch")
+
 
 main(*sys.argv[1:])

@@ -10,6 +10,8 @@ class KavernError(Exception):
 
 
 class CancelledError(KavernError):
+    """What was asked for was called off, by the caller or with its lease, before it had ended."""
+
     code = 1
 
 
@@ -20,6 +22,8 @@ class InvalidArgumentError(KavernError, ValueError):
 
 
 class DeadlineExceededError(KavernError, TimeoutError):
+    """No answer by the deadline. What was asked for may have been done all the same."""
+
     code = 4
 
 
@@ -30,10 +34,14 @@ class NotFoundError(KavernError, LookupError):
 
 
 class AlreadyExistsError(KavernError):
+    """Of no call of this version: what exists is told by StoreOutcome.EXISTS."""
+
     code = 6
 
 
 class PermissionDeniedError(KavernError):
+    """The daemon has no tenant for this process's user, or not the one asked for, or the call is for operators."""
+
     code = 7
 
 
@@ -50,10 +58,14 @@ class FailedPreconditionError(KavernError):
 
 
 class AbortedError(KavernError):
+    """Of no call of this version: every status code has its exception."""
+
     code = 10
 
 
 class OutOfRangeError(KavernError):
+    """Of no call of this version: every status code has its exception."""
+
     code = 11
 
 
@@ -64,6 +76,8 @@ class UnimplementedError(KavernError, NotImplementedError):
 
 
 class InternalError(KavernError):
+    """The daemon or a device did what it must not: worth a report."""
+
     code = 13
 
 
@@ -80,6 +94,8 @@ class DataLossError(KavernError):
 
 
 class UnauthenticatedError(KavernError):
+    """The daemon does not know the session (any more); the client attaches again by itself."""
+
     code = 16
 
 

@@ -166,7 +166,7 @@ def _folder_of(config: Union[str, os.PathLike], revision: str | None) -> tuple[p
         path = path.parent
     if path.is_dir():
         return path, path.resolve().name
-    return cached_snapshot(str(config), revision), str(config)
+    return cached_snapshot("config", str(config), revision), str(config)
 
 
 def _rope(config: Mapping[str, Any]) -> str:

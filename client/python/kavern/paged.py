@@ -16,12 +16,16 @@ def tensor_layout(tensors: Sequence, block_count: int, *, blocks_per_part: int =
 
     Raises InvalidArgumentError for other tensors.
     """
+    if block_count < 1:
+        raise InvalidArgumentError(f"block_count: got {block_count}, expected at least 1")
     return TensorLayout([_pages(i, tensor, block_count) for i, tensor in enumerate(tensors)], block_count, blocks_per_part)
 
 
 def _pages(index: int, tensor, block_count: int) -> tuple[int, int, int]:
     """Address, stride and length of a layer's pages, in bytes."""
     where = f"tensors[{index}]"
+    if not hasattr(tensor, "data_ptr"):
+        raise InvalidArgumentError(f"{where}: got a {type(tensor).__name__}, expected a torch tensor")
     if tensor.device.type != "cpu":
         raise InvalidArgumentError(f"{where}: on {tensor.device}, expected memory of this machine")
     return tensor.data_ptr(), *page_geometry(where, tensor, block_count)

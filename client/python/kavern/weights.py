@@ -38,7 +38,7 @@ def weights_revision(
     path = pathlib.Path(model)
     is_cached = not path.exists()
     if is_cached:
-        path = cached_snapshot(model, revision, cache_dir)
+        path = cached_snapshot("model", model, revision, cache_dir)
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS + _CONFIGURATION)
     if not any(file.suffix in _WEIGHTS for file in files):
         raise InvalidArgumentError(f"model: {path} has no weight files ({', '.join(_WEIGHTS)})")
@@ -83,13 +83,21 @@ def process_start_ns() -> int:
     return time.time_ns() - uptime_ns + began_ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
 
 
-def cached_snapshot(repository: str, revision: str | None = None, cache_dir: str | None = None) -> pathlib.Path:
-    """The folder of a repository in the local Hugging Face cache. Raises InvalidArgumentError where it is not there."""
-    from huggingface_hub import try_to_load_from_cache
+def cached_snapshot(
+    argument: str, repository: str, revision: str | None = None, cache_dir: str | None = None
+) -> pathlib.Path:
+    """The folder of a repository in the local Hugging Face cache. Raises InvalidArgumentError where it is not there, which
+    begins with `argument`."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repository, "config.json", revision=revision, cache_dir=cache_dir)
+        config = try_to_load_from_cache(repository, "config.json", revision=revision, cache_dir=cache_dir)
+    except (ImportError, ValueError):  # not installed; no name that a repository may have
+        config = None
     if not isinstance(config, str):
-        raise InvalidArgumentError(f"model: neither a folder nor in the local Hugging Face cache: {repository}")
+        raise InvalidArgumentError(
+            f"{argument}: no folder {repository}, and no repository of that name in the local Hugging Face cache"
+        )
     return pathlib.Path(config).parent
 
 

@@ -90,7 +90,7 @@ def test_calls_end_at_once_without_a_daemon(tmp_path):
     client = kavern.Client(f"unix://{tmp_path}/nobody.sock")
     with pytest.raises(kavern.UnavailableError):
         client.ping()
-    with pytest.raises(kavern.UnavailableError):
+    with pytest.raises(kavern.UnavailableError, match="never attached to unix://.*/nobody.sock .*wait_until_attached"):
         client.open_namespace(spec_of())
     with pytest.raises(kavern.DeadlineExceededError):
         client.wait_until_attached(0.05)

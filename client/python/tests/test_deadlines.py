@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import ctypes
 import os
 import pathlib
 import signal
@@ -127,6 +128,28 @@ def test_a_client_closes_though_the_daemon_does_not_hear_what_it_gave_back(daemo
     daemon.kill()  # what it did not hear of it keeps until this process ends: it would wait for that
 
 
+def test_copies_of_pages_are_waited_for_by_the_deadline_and_never_left_behind(daemon, patient):
+    ns = patient.open_namespace(spec_of())
+    (key,) = keys_of(ns, 1, 1)
+    ns.store([key], [payload(key)])
+    memory = ctypes.create_string_buffer(PART_BYTES)
+    layout = kavern.TensorLayout([(ctypes.addressof(memory), PART_BYTES, PART_BYTES)], 1)
+    paged = kavern.PagedKv(ns, [layout], tensors=memory, load_deadline=LONG)
+    began = time.monotonic()
+    with stopped(daemon):
+        number = paged.begin_load([([key], [0])])
+        with pytest.raises(kavern.DeadlineExceededError, match="not closed"):
+            paged.close(SHORT)
+        assert time.monotonic() - began < PATIENCE
+    assert paged.drain(PATIENCE)  # it still is what it was
+    assert [(result.id, result.error) for result in paged.take_results()] == [(number, None)]
+    assert memory.raw == payload(key)
+    paged.close(PATIENCE)
+    paged.close(SHORT)
+    with pytest.raises(kavern.FailedPreconditionError):
+        paged.take_results()
+
+
 @pytest.mark.parametrize("deadline", [0, -1, float("nan")])
 def test_a_deadline_that_is_none_is_refused(patient, deadline):
     for call in (patient.ping, patient.close):
@@ -143,7 +166,7 @@ NEVER_WAITS = {
     "Namespace": {"chain", "report_prefill"},
     "StoreLease": {"fill", "set_checksum"},
     # Its calls end by the deadlines that it is made with, or wait for as long as `patience` says.
-    "PagedKv": {"begin_load", "begin_store", "layer_written", "gather", "give_up", "take_results", "close"},
+    "PagedKv": {"begin_load", "begin_store", "layer_written", "gather", "give_up", "take_results"},
 }
 
 

@@ -176,8 +176,20 @@ def test_a_repository_of_the_local_cache_is_told_by_its_content(folder, monkeypa
     spec = spec_of_config("org/llama", 16, revision="main")
     assert (spec.model, spec.weights_revision) == ("org/llama", spec_of_config(folder, 16).weights_revision)
     assert asked == [("org/llama", "config.json", "main")]
-    with pytest.raises(kavern.InvalidArgumentError, match="model: neither a folder nor in .* org/nothing"):
+    with pytest.raises(kavern.InvalidArgumentError, match="config: no folder org/nothing, and no repository"):
         spec_of_config("org/nothing", 16)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_folder_that_is_not_there_is_told_as_one(installed, client, monkeypatch):
+    def refuse(*arguments, **names):
+        raise ValueError("Repo id must be in the form 'namespace/repo_name'")  # as HFValidationError is one
+
+    hub = SimpleNamespace(try_to_load_from_cache=refuse) if installed else None
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    words = "config: no folder /nope, and no repository of that name in the local Hugging Face cache"
+    with pytest.raises(kavern.InvalidArgumentError, match=words):
+        client.open_namespace_of_config("/nope", 16)
 
 
 @pytest.mark.parametrize(

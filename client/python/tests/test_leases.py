@@ -87,6 +87,23 @@ def test_a_lease_with_views_cannot_be_released(ns):
         lease.copy_to(0, bytearray(PART_BYTES))
 
 
+@pytest.mark.parametrize("end", ["release", "with"])
+def test_a_lease_that_is_over_says_so_and_nothing_else(ns, end):
+    keys = keys_of(ns, 1, 2)
+    store(ns, keys[:1])
+    lease = ns.fetch(keys)
+    if end == "with":
+        with lease:
+            pass
+    else:
+        lease.release()
+    told = [lease.status, lease.checksum, lease.tier, lease.__getitem__, lambda i: lease.copy_to(i, bytearray(PART_BYTES))]
+    for call in told:
+        for i in range(2):
+            with pytest.raises(kavern.FailedPreconditionError, match="the lease was released"):
+                call(i)
+
+
 def test_a_view_keeps_a_dropped_lease(daemon, ns):
     keys = keys_of(ns, 1, 1)
     store(ns, keys)

@@ -107,7 +107,7 @@ class PagedKvTest : public ClientTest {
     const auto last =
         paged.BeginStore({.parent = {}, .keys = Keys(*ns_, 99, 1), .blocks = {{50, 51}}});
     ASSERT_TRUE(last.ok()) << last.status();
-    paged.GiveUpStores({{*last}});
+    ASSERT_TRUE(paged.GiveUpStores({{*last}}).ok());
     const PagedResult given_up = Next(paged);
     EXPECT_EQ(given_up.id, *last);
     EXPECT_TRUE(absl::IsCancelled(given_up.status)) << given_up.status;  // answered or not
@@ -251,7 +251,7 @@ TEST_F(PagedKvTest, StoresAreGatheredByTheirNumbers) {
   const auto other = Keys(*ns_, 7, 1);
   ASSERT_TRUE(writer->BeginStore({.parent = {}, .keys = other, .blocks = {{50, 51}}}).ok());
   ASSERT_TRUE(first.ok()) << first.status();
-  writer->GatherStores({{*first}}, seconds(20));
+  ASSERT_TRUE(writer->GatherStores({{*first}}, seconds(20)).ok());
   const PagedResult stored = Next(*writer);
   EXPECT_EQ(stored.id, *first);
   EXPECT_TRUE(stored.status.ok()) << stored.status;
