@@ -180,6 +180,34 @@ def test_adapters_and_models_of_more_than_text_are_refused(tmp_path, client):
         CacheKeeper(client, model)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "longrope of one layer type", "module only"])
+def test_rope_that_depends_on_the_sequences_length_is_refused(tmp_path, client, kind):
+    """KV of a prefix is then another in a long prompt than in a short one."""
+    folder = tiny_models.write("hybrid" if "layer type" in kind else "gqa", tmp_path / "model")
+
+    def load(**changes):
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes).eval()
+
+    model = load()
+    keeper = CacheKeeper(client, model)
+    if kind == "module only":
+        model.model.rotary_emb.rope_type = "dynamic"
+    else:
+        rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+        if kind != "dynamic":
+            rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 512}
+            rope |= {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+        if "layer type" in kind:
+            rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        model = load(rope_parameters=rope, max_position_embeddings=1024)
+        keeper._model = model
+    sequence, cache = first_turn(model)
+    uses = (lambda: CacheKeeper(client, model), lambda: keeper.load(sequence), lambda: keeper.save(sequence, cache))
+    for use in uses:
+        with pytest.raises(kavern.UnimplementedError, match="RoPE of type (dynamic|longrope): KV of a prefix depends"):
+            use()
+
+
 def test_a_batch_is_refused(model, client):
     keeper = CacheKeeper(client, model)
     with pytest.raises(kavern.InvalidArgumentError, match="one sequence at a time"):

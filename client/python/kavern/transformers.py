@@ -83,7 +83,8 @@ class CacheKeeper:
         so is the configuration: weights that change in place want a new CacheKeeper.
 
         Raises InvalidArgumentError where there is no folder, and UnimplementedError for caches of other kinds, adapters
-        that are not merged, and models whose KV depends on more than token ids. Does not need the daemon."""
+        that are not merged, RoPE that depends on the sequence's length, and models whose KV depends on more than token ids.
+        Does not need the daemon."""
         import torch
         import transformers
 
@@ -350,6 +351,20 @@ def _check_model(model) -> None:
     config = model.config
     if config.get_text_config() is not config or getattr(config, "is_encoder_decoder", False):
         raise UnimplementedError(f"{type(model).__name__}: KV of a model of more than text depends on more than token ids")
+    for kind in _rope_types(model):
+        if "dynamic" in kind or kind == "longrope":
+            raise UnimplementedError(f"RoPE of type {kind}: KV of a prefix depends on the length of what it was computed with")
+
+
+def _rope_types(model) -> set:
+    """What the configuration says, for all layers or for each type of layers, and what the modules do."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    settings = [rope, *(of_type for of_type in rope.values() if isinstance(of_type, dict))]
+    types = {of_layers.get(name) for of_layers in settings for name in ("rope_type", "type")}
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        types.update(kind.values() if isinstance(kind, dict) else (kind,))
+    return {kind for kind in types if isinstance(kind, str)}
 
 
 def _without_names(config: dict) -> dict:
