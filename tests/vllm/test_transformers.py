@@ -208,6 +208,64 @@ def test_rope_that_depends_on_the_sequences_length_is_refused(tmp_path, client, 
             use()
 
 
+PAD = 0
+
+
+@torch.no_grad()
+def turn_of(model, ids, **arguments):
+    output = model.generate(ids, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, **arguments)
+    return output.sequences, output.past_key_values
+
+
+@pytest.mark.parametrize("model", ["hybrid"], indirect=True)
+def test_under_a_mask_that_hides_tokens_nothing_is_stored_or_loaded(model, client, caplog):
+    keeper = CacheKeeper(client, model, revision="mask")
+    ids = draw(TURN, 11)
+    ones = torch.ones_like(ids)
+    mask = ones.clone()
+    mask[:, :64] = 0
+    sequence, hidden = turn_of(model, ids, attention_mask=mask)
+    assert keeper.save(sequence, hidden, attention_mask=mask) == 0
+    assert keeper.load(sequence).get_seq_length() == 0
+    sequence, plain = turn_of(model, ids, attention_mask=ones)
+    assert keeper.save(sequence, plain, attention_mask=ones.bool()) > 0  # of the prompt: shorter than the sequence
+    assert keeper.load(sequence, attention_mask=mask).get_seq_length() == 0
+    assert keeper.load(sequence, attention_mask=torch.ones_like(sequence)).get_seq_length() > 0
+    assert caplog.text.count("the attention mask hides tokens") == 1
+
+
+@pytest.mark.parametrize("model", ["hybrid"], indirect=True)
+def test_ids_of_which_generate_makes_a_mask_are_not_cached(model, client, caplog):
+    keeper = CacheKeeper(client, model, revision="pad")
+    ids = draw(TURN, 12)
+    ids[0, 70] = PAD
+    sequence, cache = turn_of(model, ids)
+    assert keeper.save(sequence, cache) == 0
+    assert keeper.save(sequence, cache, attention_mask=torch.ones_like(sequence)) == 0
+    model.generation_config.eos_token_id = [2, PAD]  # generate then makes none
+    assert keeper.load(sequence).get_seq_length() == 0
+    assert keeper.save(sequence, cache) > 0
+    assert keeper.load(sequence).get_seq_length() > 0
+    model.generation_config.eos_token_id = 2
+    assert keeper.load(sequence).get_seq_length() == 0
+    assert caplog.text.count("pad tokens") == 1
+
+
+@pytest.mark.parametrize("model", ["hybrid"], indirect=True)
+@pytest.mark.parametrize("pad", [2, None])
+def test_ids_that_begin_with_the_pad_token_are_not_cached(model, client, pad):
+    """Where it is the eos token generate makes no mask, but who pads gives one."""
+    keeper = CacheKeeper(client, model, revision="left")
+    model.generation_config.pad_token_id = pad
+    ids = torch.cat((torch.full((1, 64), 2), draw(TURN, 13)), 1)
+    sequence, cache = turn_of(model, ids, eos_token_id=[2])
+    assert keeper.save(sequence, cache) == 0
+    assert keeper.load(sequence).get_seq_length() == 0
+    model.generation_config.bos_token_id = 2
+    assert keeper.save(sequence, cache) > 0
+    assert keeper.load(sequence).get_seq_length() > 0
+
+
 def test_a_batch_is_refused(model, client):
     keeper = CacheKeeper(client, model)
     with pytest.raises(kavern.InvalidArgumentError, match="one sequence at a time"):

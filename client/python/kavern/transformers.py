@@ -123,7 +123,7 @@ class CacheKeeper:
         model_type = f"{config.model_type} {type(model).__name__}"
         self._blocks_spec = self._tails_spec = None
         self._blocks = self._tails = None  # namespaces, once the daemon has been there
-        self._waited = self._warned = False
+        self._waited = self._warned = self._padding_told = False
         if self._full:
             shape = self._shapes[self._full[0]]
             group = kavern.LayerGroup(
@@ -156,12 +156,26 @@ class CacheKeeper:
             logger.warning("Kavern is away, going on without it: %s", error)
         self._warned = True
 
+    def _hides_tokens(self, tokens: list[int], mask) -> bool:
+        """Whether a mask is given, or to be expected, under which KV depends on more than the tokens. Logged once."""
+        why = None
+        if mask is not None and not bool((mask == 1).all()):
+            why = "the attention mask hides tokens"
+        elif _padded(self._model, tokens):
+            why = "there are pad tokens, as of padding"
+        if why is not None and not self._padding_told:
+            logger.warning("Not cached: %s, and KV is kept by its token ids alone", why)
+            self._padding_told = True
+        return why is not None
+
     # ---- Loading ----
 
-    def load(self, input_ids, into=None, *, deadline: float | None = None):
+    def load(self, input_ids, into=None, *, attention_mask=None, deadline: float | None = None):
         """The stored beginning of input_ids, shape (1, tokens), as a cache for `generate`; at least its last token is
         left to compute.
 
+        attention_mask: what `generate` will be given. Nothing is loaded or saved under a mask that is not all ones, for ids
+        with pad tokens of which `generate` makes such a mask, and for ids that begin with one which is not the bos token.
         into: an empty StaticCache or DynamicCache to fill, and to return; left out, a new DynamicCache. Whatever is not
         there, not right, or not here after `deadline` seconds (None: the client's, for each of its calls) is left to the
         model: this raises no KavernError.
@@ -174,6 +188,8 @@ class CacheKeeper:
             raise InvalidArgumentError("into: expected an empty cache")
         tokens = _tokens_of(input_ids)
         _check_model(self._model)
+        if self._hides_tokens(tokens, attention_mask):
+            return cache
         try:
             self._open(left)
             layers = self._fetch(tokens[:-1], left)
@@ -257,13 +273,16 @@ class CacheKeeper:
 
     # ---- Saving ----
 
-    def save(self, token_ids, cache, *, deadline: float | None = None) -> int:
+    def save(self, token_ids, cache, *, attention_mask=None, deadline: float | None = None) -> int:
         """Keeps what `cache` holds of the sequence token_ids, shape (1, tokens). Returns the tokens that are stored from
-        its beginning on: 0 where the daemon is away or does not answer within `deadline` seconds (None: the client's, for
-        each of its calls), which is logged once. Other errors are raised."""
+        its beginning on: 0 where tokens are hidden (attention_mask: as for `load`), and where the daemon is away or does
+        not answer within `deadline` seconds (None: the client's, for each of its calls); both are logged once. Other errors
+        are raised."""
         left = _Left(deadline)
         _check_model(self._model)
         tokens = _tokens_of(token_ids)
+        if self._hides_tokens(tokens, attention_mask):
+            return 0
         length = min(cache.get_seq_length(), len(tokens))
         if length < cache.get_seq_length():
             raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
@@ -365,6 +384,18 @@ def _rope_types(model) -> set:
         kind = getattr(module, "rope_type", None)
         types.update(kind.values() if isinstance(kind, dict) else (kind,))
     return {kind for kind in types if isinstance(kind, str)}
+
+
+def _padded(model, tokens: list[int]) -> bool:
+    """Whether generate() infers a mask from pad tokens, or the caller has padded on the left and gives one."""
+    config = getattr(model, "generation_config", None)
+    pad, bos, eos = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    ends = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+    if pad is None and ends:
+        pad = ends[0]  # as generate() has it
+    if pad is None or pad not in tokens:
+        return False
+    return pad not in ends or (tokens[0] == pad and pad != bos)
 
 
 def _without_names(config: dict) -> dict:
