@@ -1,6 +1,8 @@
 """Caches of transformers' models in Kavern: what comes back computes what the cache in memory computes, to the bit."""
 
 import copy
+import importlib.util
+import operator
 import os
 import signal
 import time
@@ -10,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from kavern import loaded_weights
 from kavern.transformers import CacheKeeper
 
 TURN = 300
@@ -165,6 +168,89 @@ def test_what_changes_the_kv_is_part_of_the_identity(tmp_path, client):
     # A name for the weights that is wrong is not believed.
     assert CacheKeeper(client, plain, revision="v1").save(sequence, cache) > 0
     assert CacheKeeper(client, tuned, revision="v1").load(second).get_seq_length() == 0
+
+
+def test_a_single_row_that_was_edited_in_memory_is_another_identity(tmp_path, client):
+    folder = tiny_models.write("gqa", tmp_path / "model")
+
+    def load():
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    plain = load()
+    sequence, cache = first_turn(plain)
+    assert CacheKeeper(client, plain).save(sequence, cache) > 0
+    assert CacheKeeper(client, load()).load(sequence).get_seq_length() > 0
+    with torch.no_grad():
+        for place in ("embed_tokens.weight", "layers.0.mlp.down_proj.weight", "rotary_emb.inv_freq"):
+            edited = load()
+            operator.attrgetter(place)(edited.model)[13] += 1
+            assert CacheKeeper(client, edited).load(sequence).get_seq_length() == 0, place
+
+
+def odd_tensors() -> torch.nn.Module:
+    module = torch.nn.Module()
+    module.narrow = torch.nn.Parameter(torch.arange(6, dtype=torch.bfloat16).reshape(2, 3))
+    module.turned = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).t())
+    module.one = torch.nn.Parameter(torch.tensor(5.0))
+    module.tied = module.narrow
+    module.register_buffer("large", torch.zeros((3 << 20) + 1), persistent=False)
+    module.register_buffer("flags", torch.zeros(3, dtype=torch.bool), persistent=False)
+    module.register_buffer("nothing", torch.zeros(0))
+    return module
+
+
+@torch.no_grad()
+def test_every_byte_of_every_tensor_is_digested_once(monkeypatch):
+    hashed = []
+    original = loaded_weights._tensor_digest
+    monkeypatch.setattr(
+        loaded_weights, "_tensor_digest", lambda tensor, pool: hashed.append(tensor) or original(tensor, pool)
+    )
+    digests = [loaded_weights.loaded_weights_digest(odd_tensors())]
+    assert len(hashed) == 6  # of seven names
+    assert loaded_weights.loaded_weights_digest(odd_tensors()) == digests[0]
+    places = [(name, at) for name in ("narrow", "turned", "flags") for at in (0, -1)]
+    places += [("one", 0), ("large", 0), ("large", (2 << 20) - 1), ("large", 2 << 20), ("large", -1)]
+    for name, at in places:
+        module = odd_tensors()
+        tensor = getattr(module, name)
+        flat = tensor.t().view(-1) if name == "turned" else tensor.view(-1)
+        flat[at] = True if name == "flags" else flat[at] + 1
+        digests.append(loaded_weights.loaded_weights_digest(module))
+    assert len(set(digests)) == len(digests) == 12
+
+
+def test_weights_without_bytes_are_refused():
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2)
+    with pytest.raises(kavern.UnimplementedError, match="weight: its bytes cannot be read, as of weights that are offloaded"):
+        loaded_weights.loaded_weights_digest(module)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_models_with_forward_hooks_are_refused(tmp_path, client, kind):
+    """Steering: KV then depends on what no weight tells."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_models.write("gqa", tmp_path / "model")).eval()
+    keeper = CacheKeeper(client, model)
+    sequence, cache = first_turn(model)
+    hook = getattr(model.model.layers[1], f"register_{kind}")(lambda *_: None)
+    for use in (lambda: CacheKeeper(client, model), lambda: keeper.load(sequence), lambda: keeper.save(sequence, cache)):
+        with pytest.raises(kavern.UnimplementedError, match="forward hooks: KV depends on what they do"):
+            use()
+    hook.remove()
+    assert keeper.save(sequence, cache) > 0
+
+
+def test_hooks_that_only_look_and_a_device_map_are_not_refused(tmp_path, client):
+    folder = tiny_models.write("gqa", tmp_path / "model")
+    mapped = {"device_map": "cpu"} if importlib.util.find_spec("accelerate") else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **mapped).eval()
+    model(draw(5, 1), output_hidden_states=True)
+    assert any(module._forward_hooks for module in model.modules())
+    sequence, cache = first_turn(model)
+    keeper = CacheKeeper(client, model)
+    assert keeper.save(sequence, cache) > 0
+    assert keeper.load(sequence).get_seq_length() > 0
 
 
 def test_adapters_and_models_of_more_than_text_are_refused(tmp_path, client):

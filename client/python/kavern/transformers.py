@@ -28,14 +28,13 @@ from kavern.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from kavern.loaded_weights import loaded_weights_digest
 from kavern.weights import weights_revision
 
 logger = logging.getLogger("kavern.transformers")
 
 # How long the first use waits for the daemon.
 _ATTACH_S = 2.0
-# Elements of each parameter and buffer, evenly spaced, that are part of the identity.
-_SAMPLES = 64
 
 _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 # torch's name of a dtype: kavern's.
@@ -79,12 +78,13 @@ class CacheKeeper:
 
     def __init__(self, client: kavern.Client, model, *, tokens_per_block: int = 64, revision: str = ""):
         """revision: names the weights; left out, they are told by the content of the folder that the model was loaded
-        from. In either case a sample of every parameter and buffer, as they are here and now, is part of the identity, and
-        so is the configuration: weights that change in place want a new CacheKeeper.
+        from. In either case every byte of every parameter and buffer, as they are here and now, is part of the identity, and
+        so is the configuration: weights that change in place want a new CacheKeeper. It hashes all weights, once: about a
+        second for 1 GB a thread, in 4 threads. What is on a device is copied to the host for that, a tensor at a time.
 
         Raises InvalidArgumentError where there is no folder, and UnimplementedError for caches of other kinds, adapters
-        that are not merged, RoPE that depends on the sequence's length, and models whose KV depends on more than token ids.
-        Does not need the daemon."""
+        that are not merged, forward hooks, weights that are offloaded, RoPE that depends on the sequence's length, and models
+        whose KV depends on more than token ids. Does not need the daemon."""
         import torch
         import transformers
 
@@ -114,7 +114,7 @@ class CacheKeeper:
             "dtype": str(model.dtype),
             "shapes": str(self._shapes),
             "config": _digest(_without_names(config.to_dict())),  # rotary scaling and quantization, too
-            "weights": _sample(model),
+            "weights": loaded_weights_digest(model),
         }
         names = {
             "weights_revision": revision,
@@ -373,6 +373,14 @@ def _check_model(model) -> None:
     for kind in _rope_types(model):
         if "dynamic" in kind or kind == "longrope":
             raise UnimplementedError(f"RoPE of type {kind}: KV of a prefix depends on the length of what it was computed with")
+    if any(_hooks_of(module) for module in model.modules()):
+        raise UnimplementedError("forward hooks: KV depends on what they do; remove them")
+
+
+def _hooks_of(module) -> list:
+    """Those that may change something: transformers' own, which capture outputs, stay once outputs were asked for."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [hook for hook in hooks if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
 
 
 def _rope_types(model) -> set:
@@ -405,23 +413,6 @@ def _without_names(config: dict) -> dict:
 
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _sample(model) -> str:
-    """A digest of what the model's parameters and buffers are, and of some elements of each."""
-    import torch
-
-    digest = hashlib.sha256()
-    for kind in (model.named_parameters, model.named_buffers):
-        for name, tensor in kind():
-            digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
-            if tensor.is_meta or tensor.numel() == 0:
-                continue
-            flat = tensor.detach().reshape(-1)
-            chosen = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
-            elements = flat[chosen.to(flat.device)].cpu().contiguous()
-            digest.update(elements.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _tokens_of(ids) -> list[int]:
