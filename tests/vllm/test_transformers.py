@@ -352,6 +352,37 @@ def test_ids_that_begin_with_the_pad_token_are_not_cached(model, client, pad):
     assert keeper.load(sequence).get_seq_length() > 0
 
 
+@pytest.mark.parametrize("model", ["hybrid"], indirect=True)
+def test_a_cache_of_another_dtype_or_shape_is_refused(model, client):
+    """It would be cast, or cut, and then be served as this model's."""
+    keeper = CacheKeeper(client, model, revision="casts")
+    sequence, cache = first_turn(model)
+
+    def change(index, keys, values):
+        changed = copy.deepcopy(cache)
+        changed.layers[index].keys, changed.layers[index].values = keys, values
+        return changed
+
+    for index in (0, 2):  # sliding, full
+        keys, values = cache.layers[index].keys, cache.layers[index].values
+        for wrong in ((keys.half(), values.half()), (keys[:, :1], values[:, :1]), (keys, values[..., :16])):
+            told = f"of layer {index} of the cache: .*; expected torch.float32, 2 heads of 32"
+            with pytest.raises(kavern.InvalidArgumentError, match=told):
+                keeper.save(sequence, change(index, *wrong))
+        with pytest.raises(kavern.InvalidArgumentError, match="on meta; expected .*on cpu"):
+            keeper.save(sequence, change(index, keys.to("meta"), values.to("meta")))
+    fewer = copy.deepcopy(cache)
+    fewer.layers.pop()
+    with pytest.raises(kavern.InvalidArgumentError, match="a cache of 5 layers, expected the model's 6"):
+        keeper.save(sequence, fewer)
+    assert keeper.load(sequence).get_seq_length() == 0
+    assert keeper.save(sequence, cache) > 0
+    into = transformers.StaticCache(config=model.config, max_cache_len=TURN + 100)
+    into.early_initialization(1, 2, 32, torch.float16, model.device)
+    with pytest.raises(kavern.InvalidArgumentError, match="layer 0 of the cache: torch.float16"):
+        keeper.load(sequence, into=into)
+
+
 def test_a_batch_is_refused(model, client):
     keeper = CacheKeeper(client, model)
     with pytest.raises(kavern.InvalidArgumentError, match="one sequence at a time"):

@@ -186,6 +186,9 @@ class CacheKeeper:
         cache = into if into is not None else transformers.DynamicCache(config=self._model.config)
         if cache.get_seq_length() != 0:
             raise InvalidArgumentError("into: expected an empty cache")
+        for i, layer in enumerate(cache.layers):
+            if layer.is_initialized and layer.keys.numel() > 0:
+                self._check_tensors(i, layer.keys, layer.values)
         tokens = _tokens_of(input_ids)
         _check_model(self._model)
         if self._hides_tokens(tokens, attention_mask):
@@ -286,13 +289,30 @@ class CacheKeeper:
         length = min(cache.get_seq_length(), len(tokens))
         if length < cache.get_seq_length():
             raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
+        if len(cache.layers) != len(self._shapes):
+            raise InvalidArgumentError(f"a cache of {len(cache.layers)} layers, expected the model's {len(self._shapes)}")
         states = [_kept(i, layer, self._shapes[i]) for i, layer in enumerate(cache.layers)]
+        for i, (keys, values) in enumerate(states):
+            self._check_tensors(i, keys, values)
+            kept = min(length, self._shapes[i].window - 1) if self._shapes[i].window else length
+            if keys.shape[2] != kept or values.shape[2] != kept:
+                raise InvalidArgumentError(f"layer {i} of the cache: {keys.shape[2]} tokens, expected {kept}")
         try:
             self._open(left)
             return self._save(tokens[:length], states, left)
         except (UnavailableError, DeadlineExceededError) as error:
             self._warn(error)
             return 0
+
+    def _check_tensors(self, index: int, keys, values) -> None:
+        """Refuses K and V that are not of this model: nothing is cast, neither here nor in a cache to fill."""
+        shape, device = self._shapes[index], self._model.device.type
+        for name, x, dim in (("K", keys, shape.key_dim), ("V", values, shape.value_dim)):
+            got = (x.dtype, x.shape[1], x.shape[3], x.device.type)
+            expected = (self._dtype, shape.heads, dim, device)
+            if got != expected:
+                told = ["{}, {} heads of {}, on {}".format(*facts) for facts in (got, expected)]
+                raise InvalidArgumentError(f"{name} of layer {index} of the cache: {told[0]}; expected {told[1]}")
 
     def _save(self, tokens: list[int], states: list, left: _Left) -> int:
         length = len(tokens)
