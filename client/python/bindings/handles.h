@@ -97,7 +97,7 @@ class LeaseHandle {
     return status;
   }
 
-  // The memory of key `i`, and a count for a view of it. Empty memory is not counted.
+  // What `memory` says of the lease, and a count for a view of it. Empty memory is not counted.
   template <typename Memory>
   auto BeginView(Memory&& memory) {
     return With([&](Lease& lease) {

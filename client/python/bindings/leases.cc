@@ -25,7 +25,7 @@ ReadView ViewPart(FetchLeaseHandle& handle, std::size_t i) {
   absl::Status status;
   const ConstBuffer bytes = handle.BeginView([&](FetchLease& lease) {
     status = handle.over() ? LeaseIsOver() : lease.status(i);
-    return lease.bytes(i);
+    return status.ok() ? lease.bytes(i) : ConstBuffer();
   });
   Check(status);
   if (bytes.empty()) {

@@ -28,14 +28,13 @@ from kavern.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from kavern.loaded_weights import loaded_weights_digest
 from kavern.weights import weights_revision
 
 logger = logging.getLogger("kavern.transformers")
 
 # How long the first use waits for the daemon.
 _ATTACH_S = 2.0
-# Elements of each parameter and buffer, evenly spaced, that are part of the identity.
-_SAMPLES = 64
 
 _LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 # torch's name of a dtype: kavern's.
@@ -79,11 +78,13 @@ class CacheKeeper:
 
     def __init__(self, client: kavern.Client, model, *, tokens_per_block: int = 64, revision: str = ""):
         """revision: names the weights; left out, they are told by the content of the folder that the model was loaded
-        from. In either case a sample of every parameter and buffer, as they are here and now, is part of the identity, and
-        so is the configuration: weights that change in place want a new CacheKeeper.
+        from. In either case every byte of every parameter and buffer, as they are here and now, is part of the identity, and
+        so is the configuration: weights that change in place want a new CacheKeeper. It hashes all weights, once: about a
+        second for 1 GB a thread, in 4 threads. What is on a device is copied to the host for that, a tensor at a time.
 
         Raises InvalidArgumentError where there is no folder, and UnimplementedError for caches of other kinds, adapters
-        that are not merged, and models whose KV depends on more than token ids. Does not need the daemon."""
+        that are not merged, forward hooks, weights that are offloaded, RoPE that depends on the sequence's length, and models
+        whose KV depends on more than token ids. Does not need the daemon."""
         import torch
         import transformers
 
@@ -113,7 +114,7 @@ class CacheKeeper:
             "dtype": str(model.dtype),
             "shapes": str(self._shapes),
             "config": _digest(_without_names(config.to_dict())),  # rotary scaling and quantization, too
-            "weights": _sample(model),
+            "weights": loaded_weights_digest(model),
         }
         names = {
             "weights_revision": revision,
@@ -122,7 +123,7 @@ class CacheKeeper:
         model_type = f"{config.model_type} {type(model).__name__}"
         self._blocks_spec = self._tails_spec = None
         self._blocks = self._tails = None  # namespaces, once the daemon has been there
-        self._waited = self._warned = False
+        self._waited = self._warned = self._padding_told = False
         if self._full:
             shape = self._shapes[self._full[0]]
             group = kavern.LayerGroup(
@@ -155,12 +156,26 @@ class CacheKeeper:
             logger.warning("Kavern is away, going on without it: %s", error)
         self._warned = True
 
+    def _hides_tokens(self, tokens: list[int], mask) -> bool:
+        """Whether a mask is given, or to be expected, under which KV depends on more than the tokens. Logged once."""
+        why = None
+        if mask is not None and not bool((mask == 1).all()):
+            why = "the attention mask hides tokens"
+        elif _padded(self._model, tokens):
+            why = "there are pad tokens, as of padding"
+        if why is not None and not self._padding_told:
+            logger.warning("Not cached: %s, and KV is kept by its token ids alone", why)
+            self._padding_told = True
+        return why is not None
+
     # ---- Loading ----
 
-    def load(self, input_ids, into=None, *, deadline: float | None = None):
+    def load(self, input_ids, into=None, *, attention_mask=None, deadline: float | None = None):
         """The stored beginning of input_ids, shape (1, tokens), as a cache for `generate`; at least its last token is
         left to compute.
 
+        attention_mask: what `generate` will be given. Nothing is loaded or saved under a mask that is not all ones, for ids
+        with pad tokens of which `generate` makes such a mask, and for ids that begin with one which is not the bos token.
         into: an empty StaticCache or DynamicCache to fill, and to return; left out, a new DynamicCache. Whatever is not
         there, not right, or not here after `deadline` seconds (None: the client's, for each of its calls) is left to the
         model: this raises no KavernError.
@@ -171,8 +186,13 @@ class CacheKeeper:
         cache = into if into is not None else transformers.DynamicCache(config=self._model.config)
         if cache.get_seq_length() != 0:
             raise InvalidArgumentError("into: expected an empty cache")
+        for i, layer in enumerate(cache.layers):
+            if layer.is_initialized and layer.keys.numel() > 0:
+                self._check_tensors(i, layer.keys, layer.values)
         tokens = _tokens_of(input_ids)
         _check_model(self._model)
+        if self._hides_tokens(tokens, attention_mask):
+            return cache
         try:
             self._open(left)
             layers = self._fetch(tokens[:-1], left)
@@ -256,23 +276,43 @@ class CacheKeeper:
 
     # ---- Saving ----
 
-    def save(self, token_ids, cache, *, deadline: float | None = None) -> int:
+    def save(self, token_ids, cache, *, attention_mask=None, deadline: float | None = None) -> int:
         """Keeps what `cache` holds of the sequence token_ids, shape (1, tokens). Returns the tokens that are stored from
-        its beginning on: 0 where the daemon is away or does not answer within `deadline` seconds (None: the client's, for
-        each of its calls), which is logged once. Other errors are raised."""
+        its beginning on: 0 where tokens are hidden (attention_mask: as for `load`), and where the daemon is away or does
+        not answer within `deadline` seconds (None: the client's, for each of its calls); both are logged once. Other errors
+        are raised."""
         left = _Left(deadline)
         _check_model(self._model)
         tokens = _tokens_of(token_ids)
+        if self._hides_tokens(tokens, attention_mask):
+            return 0
         length = min(cache.get_seq_length(), len(tokens))
         if length < cache.get_seq_length():
             raise InvalidArgumentError(f"token_ids: got {len(tokens)}, expected the {cache.get_seq_length()} of the cache")
+        if len(cache.layers) != len(self._shapes):
+            raise InvalidArgumentError(f"a cache of {len(cache.layers)} layers, expected the model's {len(self._shapes)}")
         states = [_kept(i, layer, self._shapes[i]) for i, layer in enumerate(cache.layers)]
+        for i, (keys, values) in enumerate(states):
+            self._check_tensors(i, keys, values)
+            kept = min(length, self._shapes[i].window - 1) if self._shapes[i].window else length
+            if keys.shape[2] != kept or values.shape[2] != kept:
+                raise InvalidArgumentError(f"layer {i} of the cache: {keys.shape[2]} tokens, expected {kept}")
         try:
             self._open(left)
             return self._save(tokens[:length], states, left)
         except (UnavailableError, DeadlineExceededError) as error:
             self._warn(error)
             return 0
+
+    def _check_tensors(self, index: int, keys, values) -> None:
+        """Refuses K and V that are not of this model: nothing is cast, neither here nor in a cache to fill."""
+        shape, device = self._shapes[index], self._model.device.type
+        for name, x, dim in (("K", keys, shape.key_dim), ("V", values, shape.value_dim)):
+            got = (x.dtype, x.shape[1], x.shape[3], x.device.type)
+            expected = (self._dtype, shape.heads, dim, device)
+            if got != expected:
+                told = ["{}, {} heads of {}, on {}".format(*facts) for facts in (got, expected)]
+                raise InvalidArgumentError(f"{name} of layer {index} of the cache: {told[0]}; expected {told[1]}")
 
     def _save(self, tokens: list[int], states: list, left: _Left) -> int:
         length = len(tokens)
@@ -350,6 +390,40 @@ def _check_model(model) -> None:
     config = model.config
     if config.get_text_config() is not config or getattr(config, "is_encoder_decoder", False):
         raise UnimplementedError(f"{type(model).__name__}: KV of a model of more than text depends on more than token ids")
+    for kind in _rope_types(model):
+        if "dynamic" in kind or kind == "longrope":
+            raise UnimplementedError(f"RoPE of type {kind}: KV of a prefix depends on the length of what it was computed with")
+    if any(_hooks_of(module) for module in model.modules()):
+        raise UnimplementedError("forward hooks: KV depends on what they do; remove them")
+
+
+def _hooks_of(module) -> list:
+    """Those that may change something: transformers' own, which capture outputs, stay once outputs were asked for."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [hook for hook in hooks if getattr(hook, "__module__", "") != "transformers.utils.output_capturing"]
+
+
+def _rope_types(model) -> set:
+    """What the configuration says, for all layers or for each type of layers, and what the modules do."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    settings = [rope, *(of_type for of_type in rope.values() if isinstance(of_type, dict))]
+    types = {of_layers.get(name) for of_layers in settings for name in ("rope_type", "type")}
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        types.update(kind.values() if isinstance(kind, dict) else (kind,))
+    return {kind for kind in types if isinstance(kind, str)}
+
+
+def _padded(model, tokens: list[int]) -> bool:
+    """Whether generate() infers a mask from pad tokens, or the caller has padded on the left and gives one."""
+    config = getattr(model, "generation_config", None)
+    pad, bos, eos = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    ends = eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+    if pad is None and ends:
+        pad = ends[0]  # as generate() has it
+    if pad is None or pad not in tokens:
+        return False
+    return pad not in ends or (tokens[0] == pad and pad != bos)
 
 
 def _without_names(config: dict) -> dict:
@@ -359,23 +433,6 @@ def _without_names(config: dict) -> dict:
 
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _sample(model) -> str:
-    """A digest of what the model's parameters and buffers are, and of some elements of each."""
-    import torch
-
-    digest = hashlib.sha256()
-    for kind in (model.named_parameters, model.named_buffers):
-        for name, tensor in kind():
-            digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
-            if tensor.is_meta or tensor.numel() == 0:
-                continue
-            flat = tensor.detach().reshape(-1)
-            chosen = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
-            elements = flat[chosen.to(flat.device)].cpu().contiguous()
-            digest.update(elements.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _tokens_of(ids) -> list[int]:

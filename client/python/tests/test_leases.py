@@ -138,6 +138,27 @@ def test_rubbish_in_shared_memory_is_told_and_not_served(ns):
             read.copy_to(1, bytearray(PART_BYTES))
 
 
+def test_a_view_that_is_refused_does_not_hold_the_lease(daemon, ns):
+    """copy_to finds rubbish: the part's status is then not OK, and lease[0] raises."""
+    keys = keys_of(ns, 1, 1)
+    with ns.begin_store(keys) as write:
+        write.fill(0, payload(keys[0]))
+        write.set_checksum(0, 12345)
+        write.commit()
+    lease = ns.fetch(keys)
+    view = np.asarray(lease[0])
+    with pytest.raises(kavern.DataLossError):
+        lease.copy_to(0, bytearray(PART_BYTES))
+    for _ in range(2):
+        with pytest.raises(kavern.DataLossError):
+            lease[0]
+    with pytest.raises(BufferError):
+        lease.release()
+    del view
+    lease.release()
+    assert leases(daemon) == 0
+
+
 def test_what_a_lease_could_not_get_is_told_key_by_key(ns):
     keys = keys_of(ns, 1, 2)
     store(ns, keys[:1])
