@@ -343,9 +343,14 @@ def test_a_forward_pass_that_raised_saves_nothing(failure, bounce, make_worker, 
 
     def step(plan: StepPlan, forward) -> None:
         output = SimpleNamespace(kv_connector_metadata=plan, has_sync_kv_loads=False, finished_req_ids=set())
-        with runner.KVConnectorModelRunnerMixin._get_kv_connector_output(output):
-            forward()
-            connector.save_kv_layer("layer", None, None)
+        hooks = runner.KVConnectorModelRunnerMixin._get_kv_connector_output(output)
+        try:
+            with hooks as told:
+                forward()
+                connector.save_kv_layer("layer", None, None)
+        finally:
+            report = told.kv_connector_worker_meta  # what has ended by now is not told again
+            worker.failed_saves += report.failed_saves if report else ()
 
     def fails() -> None:
         raise failure
