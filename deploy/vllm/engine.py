@@ -53,6 +53,7 @@ class Answer:
     logprobs: list = field(default_factory=list)
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    finish_reason: str | None = None
     kv_transfer_params: dict | None = None
 
 
@@ -184,7 +185,9 @@ class Engine:
         return connection, response
 
     def chat(self, messages: list[dict], max_tokens: int, *, stream: bool = True, **extra) -> Answer:
-        """One greedy answer with the log-probabilities of the five most likely tokens of each step."""
+        """One greedy answer with the log-probabilities of the five most likely tokens of each step.
+
+        Raises RuntimeError for an answer that the engine did not finish: once it streams, it says 200 whatever comes."""
         body = {"model": "model", "messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": stream}
         body |= {"logprobs": True, "top_logprobs": 5} | extra
         if stream:
@@ -195,22 +198,26 @@ class Engine:
         try:
             if not stream:
                 self._add(answer, json.loads(response.read()), "message")
-                return answer
-            for line in response:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
-                    continue
-                chunk = json.loads(line[len(b"data: ") :])
-                self._add(answer, chunk, "delta")
-                if answer.first_token_s == 0.0 and answer.text:
-                    answer.first_token_s = time.monotonic() - began
+            else:
+                for line in response:
+                    if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                        continue
+                    self._add(answer, json.loads(line[len(b"data: ") :]), "delta")
+                    if answer.first_token_s == 0.0 and answer.text:
+                        answer.first_token_s = time.monotonic() - began
         finally:
             connection.close()
+        if answer.finish_reason in (None, "abort", "error"):
+            raise RuntimeError(f"the answer ended with finish_reason {answer.finish_reason}: {answer.text!r}")
         return answer
 
     @staticmethod
     def _add(answer: Answer, chunk: dict, content: str) -> None:
+        if "error" in chunk:
+            raise RuntimeError(f"the engine streams an error: {chunk['error']}")
         for choice in chunk.get("choices", ()):
             answer.text += choice[content].get("content") or ""
+            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
             for token in (choice.get("logprobs") or {}).get("content") or ():
                 answer.logprobs.append((token["token"], [(t["token"], t["logprob"]) for t in token["top_logprobs"]]))
         usage = chunk.get("usage")

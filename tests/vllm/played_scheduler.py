@@ -93,17 +93,18 @@ class Scheduler:
         return external
 
 
-def store(scheduler: Scheduler, daemon, tokens, blocks: int) -> list[bytes]:
-    """As another engine would."""
+def store(scheduler: Scheduler, daemon, tokens, blocks: int, first: int = 0) -> list[bytes]:
+    """As another engine would. first: how many of the blocks are there already. Returns the keys of all."""
     with kavern.Client(daemon.address) as client:
         client.wait_until_attached()
         namespace = client.open_namespace(scheduler.identity.spec(0))
         chain = namespace.chain()
         chain.append(list(tokens))
         keys = chain.keys_between(0, blocks)
-        part = namespace.spec.layout.part_bytes()
+        parts = [bytes(namespace.spec.layout.part_bytes())] * (blocks - first)
+        parent = keys[first - 1] if first else None
         for group in range(len(scheduler.identity.groups)):
-            assert not namespace.store(keys, [bytes(part)] * blocks, group=group).decline_reason
+            assert not namespace.store(keys[first:], parts, group=group, parent=parent).decline_reason
         stored_in = namespace.fingerprint
     _wait_until_seen(scheduler, stored_in, keys)
     return keys

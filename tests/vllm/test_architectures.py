@@ -25,6 +25,7 @@ NEEDS_AMX = pytest.mark.skipif(not AMX, reason="vLLM computes MLA after a cached
     [
         ("gqa", 1, 128, 4 * 32768, 32768, False, False),
         ("gqa", 2, 128, 4 * 16384, 16384, False, False),
+        ("mqa", 2, 128, 4 * 16384, 16384, False, False),  # both ranks hold the same KV, which one of them saves
         ("sliding", 1, 128, 4 * 32768, 32768, False, False),
         ("hybrid", 1, 128, 2 * 32768, 32768, False, False),
         ("hybrid", 1, 128, 2 * 32768, 32768, True, False),  # as with a KV cache on a GPU
@@ -45,12 +46,15 @@ def test_a_hit_in_kavern_answers_like_a_hit_in_the_engine(
     checked = transfer_config(empty_daemon.address, kavern_bounce=bounce)
     without = tiny_engines.begin(model, [{"prompt": first}, {"more": more}], None, ranks)
     (once,) = tiny_engines.run(model, [{"prompt": first}], checked, ranks, as_on_gpu=as_on_gpu)
+    stored = empty_daemon.status()["counters"]["store_blocks"]
     second = first + once["tokens"] + more
     earlier, expected = tiny_engines.answers(without)
     assert earlier["tokens"] == once["tokens"]
     assert earlier["logprobs"] == once["logprobs"]
     hit = (PROMPT_TOKENS + len(once["tokens"]) - 1) // block_tokens * block_tokens
     assert expected["cached"] == hit
+    if name == "mqa":
+        assert stored == hit // block_tokens, "what is the same on every rank is stored once"
 
     unchecked = transfer_config(empty_daemon.address, kavern_bounce=bounce, kavern_verify_checksums=False)
     damage = {

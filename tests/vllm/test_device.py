@@ -15,8 +15,10 @@ from kavern import InvalidArgumentError, UnimplementedError, device
 from kavern.device import DeviceMemory
 from kavern.vllm import KavernConnector
 from kavern.vllm.messages import StepPlan
+from kavern.vllm.worker import WorkerSide
 from played_worker import PAGE_BYTES, Worker, load, save
 from recording import noted
+from vllm.distributed import parallel_state
 from vllm.v1.worker import kv_connector_model_runner_mixin as runner
 
 PAGES = 6
@@ -329,6 +331,28 @@ def test_what_a_forward_pass_did_not_finish_is_not_saved(make_worker):
     assert worker.failed_saves == ["a"]
 
 
+def test_of_ranks_that_hold_the_same_kv_the_first_saves_it(make_worker, monkeypatch):
+    places = []
+    for rank in range(4):
+        monkeypatch.setattr(parallel_state, "get_tp_group", lambda rank=rank: SimpleNamespace(rank_in_group=rank))
+        monkeypatch.setattr(parallel_state, "get_pp_group", lambda: SimpleNamespace(rank_in_group=1))
+        side = SimpleNamespace(_vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=4)))
+        WorkerSide._place(side, 2)
+        places.append((side._shard, side._saves_here))
+    assert places == [(2, True), (2, False), (3, True), (3, False)]
+
+    replica = make_worker(bounce=False)
+    replica.side._saves_here = False
+    saved, stored = replica.keys(0, 1), replica.keys(100, 1)
+    replica.store(stored, 9)
+    replica.step(save("a", saved, [3]), load("b", stored, [4]), write={3: 7})
+    replica.steps_until(lambda: replica.ended)
+    replica.steps_until_idle()
+    assert replica.stored(saved[0]) is None
+    assert replica.failed_saves == []  # nor is the other's save a failed one
+    assert replica.tensor[4].eq(9).all()
+
+
 # V1 calls wait_for_save in a `finally`, so with the exception on its way.
 @pytest.mark.parametrize("bounce", [True, False])
 @pytest.mark.parametrize("failure", [RuntimeError("in a layer"), SystemExit()])
@@ -343,9 +367,14 @@ def test_a_forward_pass_that_raised_saves_nothing(failure, bounce, make_worker, 
 
     def step(plan: StepPlan, forward) -> None:
         output = SimpleNamespace(kv_connector_metadata=plan, has_sync_kv_loads=False, finished_req_ids=set())
-        with runner.KVConnectorModelRunnerMixin._get_kv_connector_output(output):
-            forward()
-            connector.save_kv_layer("layer", None, None)
+        hooks = runner.KVConnectorModelRunnerMixin._get_kv_connector_output(output)
+        try:
+            with hooks as told:
+                forward()
+                connector.save_kv_layer("layer", None, None)
+        finally:
+            report = told.kv_connector_worker_meta  # what has ended by now is not told again
+            worker.failed_saves += report.failed_saves if report else ()
 
     def fails() -> None:
         raise failure

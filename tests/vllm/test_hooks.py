@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from daemon import Daemon
+from kavern.vllm import KavernConnector
+from kavern.vllm.link import Breaker
 from kavern.vllm.messages import StepReport
 from played_scheduler import BLOCK, NULL, Request, Scheduler, store
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,40 @@ def test_what_the_engine_has_is_not_loaded(scheduler, daemon):
     other = Request("b", tokens)
     assert scheduler.admit(other, local=16) == 0
     assert scheduler.side.finished(other)["kavern"]["miss"] == "the engine has it itself"
+
+
+def test_a_hit_says_which_tier_had_it(tmp_path):
+    """Two blocks of a daemon's earlier life, which are on disk only, and two after them that are in memory."""
+    nvme = f"nvme: {{segment: 4MiB, devices: [{{path: {tmp_path}/nvme, capacity: 33MiB}}], catalog: {tmp_path}/catalog}}\n"
+    daemon = Daemon(tmp_path, ram="8MiB", more=nvme)
+    daemon.start()
+    tokens = range(17)
+    scheduler = Scheduler(daemon, "tiers")
+    store(scheduler, daemon, tokens, 2)
+    scheduler.side.close()
+    give_up = time.monotonic() + 60
+    while (status := daemon.status())["leases"] or status["nvme"]["write_back_blocks"]:
+        assert time.monotonic() < give_up
+    daemon.kill()
+    daemon.start()
+
+    scheduler = Scheduler(daemon, "tiers", attach_timeout_s=30)
+    store(scheduler, daemon, tokens, 4, first=2)
+    connector = KavernConnector.__new__(KavernConnector)
+    connector._scheduler = connector._side = scheduler.side
+    whole, rest = Request("whole", tokens), Request("rest", tokens)
+    assert scheduler.admit(whole) == 16
+    assert scheduler.side.hit_sources(whole, 16) == {"nvme": 8, "ram": 8}
+    assert scheduler.side.hit_sources(whole, 12) == {"nvme": 8, "ram": 4}  # as much as there were pages for
+    assert connector.get_external_cache_hit_sources(whole, 16) == {CacheHitSource.DISK: 8, CacheHitSource.HOST: 8}
+    assert scheduler.side.stats.data["nvme_hit_tokens"] == 8
+    assert scheduler.admit(rest, local=4) == 12
+    assert connector.get_external_cache_hit_sources(rest, 12) == {CacheHitSource.DISK: 4, CacheHitSource.HOST: 8}
+    assert scheduler.side.stats.data["nvme_hit_tokens"] == 8 + 4
+    assert scheduler.side.stats.data["hit_tokens"] == 16 + 12
+    assert scheduler.side.finished(whole)["kavern"]["hit_tokens"] == {"ram": 8, "nvme": 8}
+    scheduler.side.close()
+    daemon.stop()
 
 
 def test_what_is_quicker_to_compute_is_not_loaded(daemon, request):
@@ -137,6 +174,46 @@ def test_a_preempted_request_looks_up_its_own_output(scheduler, daemon):
     assert scheduler.admit(request) == 16
 
 
+def test_a_daemon_in_trouble_is_asked_for_nothing_until_its_rest_is_over(scheduler, daemon):
+    now = 0.0
+    scheduler.side._link.breaker = Breaker(clock=lambda: now)
+    tokens = range(1200, 1217)
+    store(scheduler, daemon, tokens, 4)
+    running = Request("running", range(1300, 1320))
+    scheduler.admit(running)
+    scheduler.report(trouble=True)
+    assert len(scheduler.step((running, 8)).saves) == 0
+    asking = Request("asking", tokens)
+    assert scheduler.admit(asking) == 0
+    assert scheduler.side.finished(asking)["kavern"]["miss"] == "the daemon does not answer"
+    now = Breaker.FIRST_S
+    assert scheduler.admit(Request("asking again", tokens)) == 16
+    (save,) = scheduler.step((running, 4)).saves
+    assert (save.first, len(save.keys)) == (0, 3)
+    # What ended well before is no answer of a daemon that is in trouble now.
+    scheduler.report(trouble=True, answered=True)
+    assert scheduler.admit(Request("early", tokens)) == 0
+    scheduler.report(answered=True)
+    assert scheduler.admit(Request("late", tokens)) == 16
+
+
+def test_a_reset_ends_what_running_requests_save(scheduler):
+    """Their next blocks follow KV of other weights, and so would their keys."""
+    running, waiting = Request("running", range(20)), Request("waiting", range(100, 120))
+    scheduler.admit(running)
+    scheduler.admit(waiting)
+    assert len(scheduler.step((running, 8)).saves) == 1
+    scheduler.side.reset()
+    fresh = Request("fresh", range(20))
+    scheduler.admit(fresh)
+    plan = scheduler.step((running, 8), (waiting, 8), (fresh, 20))
+    assert [(save.request_id, save.first, len(save.keys)) for save in plan.saves] == [("fresh", 0, 5)]
+    assert plan.epoch != 0
+    assert scheduler.side._requests.get("running").why_not == "the cache was reset while the request ran"
+    assert scheduler.admit(running) == 0  # preempted
+    assert scheduler.step((running, 4)).saves == []
+
+
 def test_a_request_that_is_gone_may_still_be_reported(scheduler, daemon):
     tokens = range(500, 517)
     store(scheduler, daemon, tokens, 4)
@@ -195,6 +272,20 @@ def test_a_step_saves_no_more_than_may_be_on_its_way(daemon):
     (save,) = scheduler.step((request, 4), **output).saves
     assert (save.first, len(save.keys)) == (3, 3)
     scheduler.side.close()
+
+
+def test_no_step_grows_without_bound_however_many_requests_have_something_to_save(scheduler):
+    tokens = 700 * BLOCK
+    requests = [Request(f"request {i}", range(i * tokens, (i + 1) * tokens)) for i in range(3)]
+    for request in requests:
+        scheduler.admit(request)
+    plan = scheduler.step(*((request, tokens) for request in requests))
+    assert [(save.first, len(save.keys)) for save in plan.saves] == [(0, 700), (0, 324)]
+    plan = scheduler.step(*((request, 1) for request in requests))
+    assert [(save.request_id, save.first, len(save.keys)) for save in plan.saves] == [
+        ("request 1", 324, 376),
+        ("request 2", 0, 648),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 import kavern
 import pytest
 from kavern.vllm.conversations import wish_of
-from played_scheduler import BLOCK, Request, store
+from played_scheduler import BLOCK, Request, Scheduler, store
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,23 @@ def test_a_turn_of_which_nothing_was_stored_is_counted(scheduler):
     scheduler.step((request, 9))  # no worker saves it
     assert scheduler.side.finished(request)["kavern"]["conversation"]["state"] == "being kept"
     assert wait_for_tellings(scheduler, 1) == {"conversation_failures": 1}
+
+
+def test_of_one_conversation_a_later_turn_is_not_told_before_an_earlier_one(daemon):
+    """Whose blocks come late. Then the conversation would end where it was before."""
+    scheduler = Scheduler(daemon, "in order", load_timeout_s=60)
+    early = Request("early", range(5000, 5009), kv_transfer_params={"kavern.conversation": "c"})
+    scheduler.admit(early)
+    scheduler.step((early, 9))
+    assert scheduler.side.finished(early)["kavern"]["conversation"]["tokens"] == 8
+    late = Request("late", range(6000, 6017))  # the conversation was edited
+    assert finish_named(scheduler, daemon, late, conversation="c")["tokens"] == 16
+    # Nobody waits for another's conversation. Once it has been told, both turns have been looked at.
+    assert finish_named(scheduler, daemon, Request("other", range(7000, 7009)), conversation="d")["tokens"] == 8
+    assert wait_for_tellings(scheduler, 1) == {"conversations": 1}
+    assert described(scheduler, daemon, "plain:d").updates == 1
+    store(scheduler, daemon, early.all_token_ids, 2)
+    assert wait_for_tellings(scheduler, 3) == {"conversations": 3}
+    info = described(scheduler, daemon, "plain:c")
+    assert (info.token_count, info.updates) == (16, 2)
+    scheduler.side.close()

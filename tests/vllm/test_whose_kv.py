@@ -29,6 +29,18 @@ def test_salts_adapters_and_images_separate_conversations(scheduler, daemon, tmp
     assert scheduler.admit(Request("seeing", tokens, mm_features=[image])) == 4  # the block before the image is shared
 
 
+def test_where_in_a_block_an_image_begins_is_part_of_the_key(scheduler):
+    """Its tokens are all alike: of one more or less at the beginning they do not tell."""
+    saved = []
+    for offset in (5, 6, 5):
+        image = SimpleNamespace(identifier="ab" * 32, mm_position=SimpleNamespace(offset=offset, length=7))
+        request = Request(f"request {len(saved)}", [7] * 17, mm_features=[image])
+        scheduler.admit(request)
+        saved.append(scheduler.step((request, 17)).saves[0].keys)
+    assert saved[0] == saved[2]
+    assert [one == other for one, other in zip(saved[0], saved[1])] == [True, False, False, False]
+
+
 def lora(path, number: int = 1, **more):
     return LoRARequest("adapter", number, str(path), **more)
 

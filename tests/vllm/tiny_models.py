@@ -23,6 +23,8 @@ def _config(name: str):
 
     if name == "gqa":
         return hf.LlamaConfig(**_COMMON, num_key_value_heads=2, head_dim=32)
+    if name == "mqa":  # with fewer KV heads than ranks
+        return hf.LlamaConfig(**_COMMON, num_key_value_heads=1, head_dim=32)
     if name == "sliding":
         return hf.MistralConfig(**_COMMON, num_key_value_heads=2, head_dim=32, sliding_window=256)
     if name == "hybrid":
