@@ -15,8 +15,8 @@ _PIECE = 8 << 20
 def loaded_weights_digest(model) -> str:
     """A digest of all parameters and buffers: names, shapes, dtypes and every byte.
 
-    Reads all weights at about 1 GB/s a thread, of 4 threads where there are processors for them. Tensors on the CPU are not
-    copied; of those on a device one at a time is. Raises UnimplementedError for tensors without bytes of their own.
+    Hashes all weights once, with SHA-256 in up to 4 threads: seconds for a large model. Tensors on the CPU are not copied; of
+    those on a device one at a time is. Raises UnimplementedError for tensors without bytes of their own.
     """
     whole = hashlib.sha256()
     known: dict[tuple, bytes] = {}  # tied tensors are hashed once
