@@ -62,6 +62,7 @@ class Worker:
             worker_module.identities, "group_tensors", lambda config, caches: [SimpleNamespace(tensors=list(caches.values()))]
         )
         monkeypatch.setattr(worker_module.identities, "layers_by_name", lambda *what: {"layer": (0, 0)})
+        monkeypatch.setattr(worker_module.identities, "tp_replicas", lambda *what: 1)
         monkeypatch.setattr(WorkerSide, "_place", lambda side, replicas: None)
         options = {"address": daemon.address, "bounce": True} | options
         options |= {"attach_timeout_s": 30, "load_timeout_s": 30, "save_patience_s": 30}
@@ -71,7 +72,7 @@ class Worker:
                 model_config=SimpleNamespace(enable_sleep_mode=sleeps),
                 parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
             ),
-            SimpleNamespace(num_blocks=PAGES, kv_tp_replicas=1, needs_kv_cache_zeroing=zeroed),
+            SimpleNamespace(num_blocks=PAGES, needs_kv_cache_zeroing=zeroed),
         )
         with torch.inference_mode():
             self.tensor = torch.zeros(PAGES, PAGE_BYTES, dtype=torch.uint8)

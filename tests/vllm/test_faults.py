@@ -274,4 +274,6 @@ def test_preemption_and_a_full_tier(stages):
     status = full.status()["counters"]
     assert full.engine.metrics()["vllm:num_preemptions_total"] > 0
     assert status["evicted_blocks"] + status["store_declined_blocks"] > 0
+    # Not every round finds something in so small a tier.
+    wait_until(lambda: full.engine.forget() or full.storm([0]) and full.grown(), 60)
     full.check_record()

@@ -11,7 +11,7 @@ import torch
 from kavern import InvalidArgumentError, KavernError, UnimplementedError
 from kavern.paged import tensor_layout
 from kavern.vllm import identity as identities
-from kavern.vllm.identity import GroupTensors, check_supported, check_version, group_tensors, identity_of
+from kavern.vllm.identity import GroupTensors, check_supported, check_version, group_tensors, identity_of, tp_replicas
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -227,3 +227,25 @@ def test_pages_that_hold_more_or_less_than_their_spec_are_refused(model):
 def test_a_backend_that_does_not_say_how_it_packs_is_refused(model):
     with pytest.raises(UnimplementedError, match="does not say for which instruction set"):
         identity(config_of(model), attention=layer(isa=None))
+
+
+@pytest.mark.parametrize(
+    "architecture, heads, told, more, replicas",
+    [
+        ("LlamaForCausalLM", 1, 1, {}, 4),
+        ("LlamaForCausalLM", 2, 1, {}, 2),
+        ("LlamaForCausalLM", 4, 1, {}, 1),
+        ("LlamaForCausalLM", 8, 1, {}, 1),
+        ("LlamaForCausalLM", 3, 1, {}, 1),  # which ranks share a head is not known
+        # Layers may have other numbers of heads: shards that differ would be taken for one.
+        ("SomeForCausalLM", 1, 1, {}, 1),
+        ("LlamaForCausalLM", 1, 1, {"model_class_overrides": {"LlamaForCausalLM": "other:Class"}}, 1),
+        ("DeepseekV2ForCausalLM", 16, 4, {}, 4),  # what vLLM says of MLA
+    ],
+)
+def test_shards_are_taken_for_one_only_where_they_are_known_to_be(architecture, heads, told, more, replicas):
+    model = SimpleNamespace(
+        architecture=architecture, get_total_num_kv_heads=lambda: heads, **{"model_class_overrides": {}} | more
+    )
+    config = SimpleNamespace(model_config=model, parallel_config=SimpleNamespace(tensor_parallel_size=4))
+    assert tp_replicas(config, SimpleNamespace(kv_tp_replicas=told)) == replicas

@@ -145,6 +145,20 @@ def check_supported(vllm_config) -> None:
         )
 
 
+# Models of vLLM all of whose layers have the configuration's number of KV heads.
+_EVEN_KV_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def tp_replicas(vllm_config, kv_cache_config) -> int:
+    """Consecutive tensor-parallel ranks that hold identical KV. vLLM tells it of MLA; where there are more ranks than KV heads
+    it is known of some models, and the others' shards are stored one by one."""
+    model, ranks = vllm_config.model_config, vllm_config.parallel_config.tensor_parallel_size
+    if kv_cache_config.kv_tp_replicas > 1 or model.architecture not in _EVEN_KV_HEADS or model.model_class_overrides:
+        return kv_cache_config.kv_tp_replicas
+    heads = model.get_total_num_kv_heads()
+    return ranks // heads if ranks > heads and ranks % heads == 0 else 1
+
+
 def group_tensors(kv_cache_config, kv_caches: dict[str, Any]) -> list[GroupTensors]:
     """The registered tensors by KV cache group; layers that share another's KV are left out."""
     groups = []

@@ -79,7 +79,7 @@ class WorkerSide:
         else:
             self._layers = identities.layers_by_name(self._kv_cache_config, groups)
         self._layouts = [tensor_layout(tensors, pages) for tensors in self._tensors]
-        replicas = self._kv_cache_config.kv_tp_replicas
+        replicas = identities.tp_replicas(self._vllm_config, self._kv_cache_config)
         self._identity = identities.identity_of(self._vllm_config, groups, self._layouts, replicas)
         self._place(replicas)
         self._link.use(self._identity.spec(self._epoch), wait_s=self._settings.attach_timeout_s)
