@@ -14,6 +14,8 @@ from kavern.vllm.worker import is_trouble
     "extra, message",
     [
         ({"kavern.adress": "x"}, "did you mean kavern.address"),
+        ({"kavern_address": "unix:///x"}, "they begin with kavern."),
+        ({"address": "unix:///x"}, "address is no key of Kavern's"),
         ({"kavern.copy_threads": "2"}, "kavern.copy_threads: got '2', expected int"),
         ({"kavern.copy_threads": True}, "expected int"),
         ({"kavern.load_timeout_s": 0}, "expected a number above 0"),

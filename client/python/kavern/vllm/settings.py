@@ -49,6 +49,8 @@ def parse(extra_config: dict[str, Any] | None) -> Settings:
     known = {_PREFIX + field.name: field for field in fields(Settings)}
     values = {}
     for key, value in (extra_config or {}).items():
+        if key.startswith("kavern_") or _PREFIX + key in known:
+            raise ValueError(f"kv_connector_extra_config: {key} is no key of Kavern's: they begin with {_PREFIX}")
         if not key.startswith(_PREFIX):
             continue
         if key not in known:
