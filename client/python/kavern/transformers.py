@@ -79,8 +79,9 @@ class CacheKeeper:
     def __init__(self, client: kavern.Client, model, *, tokens_per_block: int = 64, revision: str = ""):
         """revision: names the weights; left out, they are told by the content of the folder that the model was loaded
         from. In either case every byte of every parameter and buffer, as they are here and now, is part of the identity, and
-        so is the configuration: weights that change in place want a new CacheKeeper. It hashes all weights, once: about a
-        second for 1 GB a thread, in 4 threads. What is on a device is copied to the host for that, a tensor at a time.
+        so is the configuration: weights that change in place want a new CacheKeeper. It hashes all weights, once, with
+        SHA-256 in up to 4 threads: seconds for a large model. What is on a device is copied to the host for that, a tensor at
+        a time.
 
         Raises InvalidArgumentError where there is no folder, and UnimplementedError for caches of other kinds, adapters
         that are not merged, forward hooks, weights that are offloaded, RoPE that depends on the sequence's length, and models
