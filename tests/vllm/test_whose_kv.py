@@ -87,11 +87,12 @@ def test_adapters_that_share_a_number_are_not_cached_any_more(scheduler, tmp_pat
 
 
 def test_an_adapter_that_is_read_anew_is_not_cached_any_more(scheduler, tmp_path):
-    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
     path = adapter_at(tmp_path / "adapter", b"weights")
+    scheduler.side._requests._adapters = Adapters(may_be_replaced=False)
     request = Request("a", range(17), lora_request=lora(path, load_inplace=True))
     scheduler.admit(request)
     assert scheduler.step((request, 8)).saves == []
+    assert "load_inplace" in scheduler.side._requests.get("a").why_not
 
 
 # The engine reads an adapter's files at a time of its own: what it has then is not what lies there now.

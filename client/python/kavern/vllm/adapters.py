@@ -27,7 +27,7 @@ class Adapters:
         self._since_ns = time.time_ns() if since_ns is None else since_ns
         self._options = options
         self._keys: dict[str, bytes] = {}  # by path
-        self._ids: dict[int, bytes | None] = {}  # the engine's: what was first asked for by it; None: by two
+        self._ids: dict[int, bytes | None] = {}  # the engine's: what was first asked for by it; None: not known
 
     def why_not(self, lora) -> str:
         """Why KV of the request's adapter is not cached; empty: it is. Asked again before every save."""
@@ -44,7 +44,10 @@ class Adapters:
         # The engine goes by the number, and keeps what it first read for it.
         if self._ids.setdefault(lora.lora_int_id, key) != key:
             self._ids[lora.lora_int_id] = None
-            return f"two adapters have the number {lora.lora_int_id}: which of them the engine has is not known"
+            return (
+                f"two adapters have the number {lora.lora_int_id}, or one was read anew (load_inplace): which of them the engine "
+                f"has is not known"
+            )
         return ""
 
     def key(self, lora) -> bytes:

@@ -129,7 +129,8 @@ class Link:
     def _open_as(self, spec: kavern.NamespaceSpec) -> tuple[str, kavern.Namespace]:
         # Asked before: where the tenant changes meanwhile, poll() sees a difference that is none, and not the other way.
         tenant = self._client.connection.tenant
-        return tenant, self._client.open_namespace(spec)
+        namespace = self._client.open_namespace(spec)
+        return tenant or self._client.connection.tenant, namespace  # empty: attached only meanwhile
 
     @property
     def attached(self) -> bool:
